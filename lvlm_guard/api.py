@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lvlm_guard.engine.combined import Combined
+from lvlm_guard.combined import Combined
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import EXECUTIONS, Execution
 from lvlm_guard.engine.subclass import plain_class

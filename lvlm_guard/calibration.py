@@ -16,10 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lvlm_guard import __version__
-from lvlm_guard.engine.active import within
 from lvlm_guard.engine.attention import Rows, attending
-from lvlm_guard.engine.call import Call, device_of
-from lvlm_guard.engine.measured import Measured, Statistics, identity
+from lvlm_guard.engine.call import Call, device_of, within
 from lvlm_guard.engine.steering import Pass
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.engine.trace import GuardTrace
@@ -30,6 +28,7 @@ from lvlm_guard.images import load_image
 from lvlm_guard.matching import Matcher, Vocabulary, load_matcher
 from lvlm_guard.matching.claims import pieces_of
 from lvlm_guard.matching.vocabulary import claim_about
+from lvlm_guard.measured import Measured, Statistics, identity
 from lvlm_guard.progress import progress
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.calibration import Subject, calibrate, kind_of, pictures_in
-from lvlm_guard.engine.measured import Statistics, paired
 from lvlm_guard.errors import ImageError, KnobError, UnsupportedModelError, WeightsError
 from lvlm_guard.matching import Vocabulary
+from lvlm_guard.measured import Statistics, paired
 from lvlm_guard.methods.revis import REFUSALS, REVIS
 
 

@@ -9,14 +9,13 @@ picture, ...), assembles their logits and hands back B rows. Read in this order:
 - `call`: what one `generate()` call is about: its questions and image tensors; `pixels`: those picture by picture.
 - `pictures`: what a guarded processor hands to generate().
 - `rows`: N branches as blocks of rows of one forward and one cache (`batched`).
-- `lagging`: a branch that runs only when it matters and then catches up (`lazy`). `auto` begins so, then stacks.
-- `steering`: layers read or edited inside a model call; `attention`: their attention; `combined`: several methods.
-- `inside`: what a method does in the global branch's calls.
+- `steering`: layers read or edited inside a model call; `attention`: their attention.
 - `hiding`: a branch that reads the model's own cache without some of the picture.
-- `reading`: how the plain model reads rows for another branch.
+- `reading`: how the plain model reads rows for another branch, only when it matters: it lags behind, and then catches
+  up (`lazy`). `auto` begins so, then stacks.
 - `session`: one `generate()` call, step by step.
 - `trace`: what the guard did, token by token.
-- `guarded`, on `subclass`: the dynamic subclass; `active`: whose calls are guarded in this thread.
+- `guarded`, on `subclass`: the dynamic subclass.
 """
 
 from lvlm_guard.engine.method import Branch, Method, Step

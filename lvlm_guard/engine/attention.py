@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -66,15 +66,8 @@ class Rows:
         return weights @ values.repeat_interleave(shared, 1)
 
 
-@dataclass
-class _Plan:
-    layers: dict[nn.Module, int]
-    change: Callable[[Rows], Tensor | None]
-    passed: Pass
-    seen: set[nn.Module] = field(default_factory=set)
-
-
-_PLAN: ContextVar[_Plan | None] = ContextVar("lvlm_guard_attention", default=None)
+_ACTS: ContextVar[Callable[..., Tensor] | None] = ContextVar("lvlm_guard_attention", default=None)
+"""Makes of a layer's attention, its inputs and output, what it is to give in this thread."""
 _LOCK = threading.Lock()
 _WRAPPED: dict[str, int] = {}  # by the kernel's name: how many calls need it now
 
@@ -99,18 +92,44 @@ def attending(
         yield
         return
     modules = {decoder.attention(layer): index for index, layer in enumerate(layers)}
-    plan = _Plan(modules, change, passed)
+    left, n = dict(modules), passed.count
+
+    def act(
+        module: nn.Module, output: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, told: Any
+    ) -> Tensor:
+        if module not in modules:
+            return output
+        left.pop(module, None)
+        wide = torch.promote_types(query.dtype, torch.float32)
+
+        def score() -> Tensor:
+            for name in ("s_aux", "position_bias"):
+                if told.get(name) is not None:
+                    raise UnsupportedModelError(
+                        f"{type(module).__name__} computes attention with {name!r}, which this method does not know. "
+                        f"{INSTEAD}"
+                    )
+            keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(2, 3).to(wide)
+            scores: Tensor = (query[:, :, -n:].to(wide) @ keys) * (told.get("scaling") or query.shape[-1] ** -0.5)
+            if told.get("softcap") is not None:
+                scores = (scores / told["softcap"]).tanh() * told["softcap"]
+            return scores
+
+        closed = _closed(mask, n, key, told.get("sliding_window"))
+        given, first = output[:, -n:].transpose(1, 2).to(wide), passed.ids.shape[1] - key.shape[2]
+        changed = change(Rows(modules[module], first, closed, given, value, score))
+        return output if changed is None else passed.placed(output, changed.transpose(1, 2))  # [R, n, heads, size]
+
     configs = (getattr(module, "config", None) for module in modules)  # linear attention has none, and is refused below
     names = {str(getattr(config, "_attn_implementation", "eager")) for config in configs}
     with ExitStack() as stack:
         for name in names:
             stack.enter_context(_wrapped(name))
-        stack.callback(_PLAN.reset, _PLAN.set(plan))
+        stack.callback(_ACTS.reset, _ACTS.set(act))
         yield
-        missing = next((layers[index] for module, index in modules.items() if module not in plan.seen), None)
-        if missing is not None:
+        for module, index in left.items():
             raise UnsupportedModelError(
-                f"The attention of layer {missing} ({type(decoder.attention(missing)).__name__}) does not go through "
+                f"The attention of layer {layers[index]} ({type(module).__name__}) does not go through "
                 f"transformers' AttentionInterface, so its scores can't be changed. {INSTEAD}"
             )
 
@@ -163,33 +182,8 @@ def _attend(
 ) -> Any:
     kernel = kernel or sys.modules[type(module).__module__].eager_attention_forward  # eager is each family's own
     output, *rest = kernel(module, query, key, value, attention_mask, **kwargs)
-    plan = _PLAN.get()
-    if plan is None or module not in plan.layers:
-        return output, *rest
-    plan.seen.add(module)
-    n, wide = plan.passed.count, torch.promote_types(query.dtype, torch.float32)
-
-    def score() -> Tensor:
-        for name in ("s_aux", "position_bias"):
-            if kwargs.get(name) is not None:
-                raise UnsupportedModelError(
-                    f"{type(module).__name__} computes attention with {name!r}, which this method does not know. "
-                    f"{INSTEAD}"
-                )
-        keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1).transpose(2, 3).to(wide)
-        scores: Tensor = (query[:, :, -n:].to(wide) @ keys) * (kwargs.get("scaling") or query.shape[-1] ** -0.5)
-        if kwargs.get("softcap") is not None:
-            scores = (scores / kwargs["softcap"]).tanh() * kwargs["softcap"]
-        return scores
-
-    closed = _closed(attention_mask, n, key, kwargs.get("sliding_window"))
-    given = output[:, -n:].transpose(1, 2).to(wide)
-    first = plan.passed.ids.shape[1] - key.shape[2]
-    rows = Rows(plan.layers[module], first, closed, given, value, score)
-    changed = plan.change(rows)
-    if changed is None:
-        return output, *rest
-    return plan.passed.placed(output, changed.transpose(1, 2)), *rest  # [R, n, heads, size]
+    act = _ACTS.get()
+    return output if act is None else act(module, output, query, key, value, attention_mask, kwargs), *rest
 
 
 def _closed(mask: Tensor | None, n: int, key: Tensor, window: int | None) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import Parameter, signature
@@ -11,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.active import within
 from lvlm_guard.engine.rows import deltas_kept
 from lvlm_guard.engine.steering import Decoder
 from lvlm_guard.engine.subclass import plain_class
@@ -22,8 +23,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
     from lvlm_guard.engine.pictures import Pictures, View
+    from lvlm_guard.engine.session import Session
     from lvlm_guard.engine.trace import GuardTrace
     from lvlm_guard.families.family import Family
+
+OF_TEXT = {"add_special_tokens", "max_length", "padding", "padding_side", "return_tensors", "truncation"}
+"""Settings of a processor that do not touch its pictures."""
+
+ACTIVE: ContextVar[tuple[Any, Session | None]] = ContextVar("lvlm_guard_session", default=(None, None))
+"""The model that a generate() call of this thread is about, and its guarded call; None: its calls are plain here."""
+
+
+@contextmanager
+def within(model: Any, session: Session | None) -> Iterator[None]:
+    """Guard the calls of a model by a session, or leave them plain."""
+    token = ACTIVE.set((model, session))
+    try:
+        yield
+    finally:
+        ACTIVE.reset(token)
 
 
 @dataclass(eq=False)
@@ -175,13 +193,25 @@ class Call:
         Raises as `opening` does.
         """
         prompts = [change(prompt, index) for index, prompt in enumerate(self.pictures.prompts())]
-        settings = self.pictures.kwargs | {"padding": True, "return_tensors": "pt"}
-        if self.tokenizer.padding_side != "left":  # said only where it must be: a Q-Former pads its text on the right
-            settings["padding_side"] = "left"
-        made = self.family.process(self.processor, self.pictures.images(), prompts, self.pictures.args, settings)
+        # said only where it must be: a Q-Former pads its text on the right
+        side = {} if self.tokenizer.padding_side == "left" else {"padding_side": "left"}
+        made = self._processed(self.pictures.images(), prompts, padding=True, **side)
         if len(made["input_ids"]) > 1 and not bool(made["attention_mask"][:, -1].all()):
             raise self._otherwise("another prompt")
-        return dict(made)
+        return made
+
+    def _processed(self, rows: list[list[Image]], text: Any, **more: Any) -> dict[str, Any]:
+        """Return all that the processor makes of pictures and prompts, by the settings of the call's own."""
+        settings = self.pictures.kwargs | {"return_tensors": "pt"} | more
+        return dict(self.family.process(self.processor, rows, text, self.pictures.args, settings))
+
+    def redrawn(self, images: list[Image]) -> dict[str, Any]:
+        """Return what the processor makes of other pictures; where their sizes can't matter, without the prompts."""
+        told = {name for name, value in self.pictures.kwargs.items() if value is not None}  # a chat's videos are None
+        if self.family.fixed_size and len(self.family.image_keys) == 1 and not self.pictures.args and told <= OF_TEXT:
+            return dict(self.processor.image_processor(images, return_tensors="pt"))
+        rest = iter(images)
+        return self._processed([[next(rest) for _ in row] for row in self.requests()], self.pictures.text)
 
     @property
     def pictures(self) -> Pictures:
@@ -203,7 +233,7 @@ class Call:
             MissingViewError: see `pictures`.
             UnsupportedCallError: the prompts begin otherwise.
         """
-        made = self.family.processed(self.processor, self.pictures, self.pictures.images())
+        made = self._processed(self.pictures.images(), self.pictures.text)
         if not self._begins(made):
             raise self._otherwise("the pictures' prompt")
         return made
@@ -276,10 +306,7 @@ class Call:
         for view, local in zip(views, drawn, strict=True):
             self.trace.view(view.index).local = local
         self.trace.masks += len(views)
-        rest = iter(drawn)
-        made = self.family.redrawn(
-            self.processor, self.pictures, [[next(rest) for _ in row] for row in self.requests()]
-        )
+        made = self.redrawn(drawn)
         images = self.images_of(made)
         # equal sizes take equal tokens in equal places; else the integers tell: a grid of 2 x 8 is none of 8 x 2
         same = self.maybe_tensors is None and [view.image.size for view in views] == [local.size for local in drawn]

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from transformers.generation.candidate_generator import CandidateGenerator
 
-from lvlm_guard.engine.active import ACTIVE, within
-from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.call import ACTIVE, Call, within
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.pictures import VIEWS, Pictures
 from lvlm_guard.engine.reading import Prepared
@@ -30,7 +29,7 @@ from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers import ProcessorMixin
 
     from lvlm_guard.families.family import Family
 
@@ -128,8 +127,13 @@ def guarded_class(base: type[Any]) -> type[Any]:
                     return state.plain.generate(self, *given, **kwargs)
             if verify:
                 kwargs["return_dict_in_generate"] = True  # there is no other place for the verdicts
-            session = _open(self, inputs, args, guard, guard_views, guard_execution, guard_steps, kwargs)
-            check = state.verifier(verify, session.call, session.method) if verify else None
+            method = state.method if guard is None or guard is True else state.resolve(guard)
+            config = config or self.generation_config
+            told = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
+            prompt = inputs if inputs is not None else kwargs.get("input_ids")
+            call = _call(self, method, config, prompt, guard_views, kwargs)
+            session = Session(call, method, guard_execution or state.execution, bool(told and guard_steps))
+            check = state.verifier(verify, call, method) if verify else None
             try:
                 with within(self, session):
                     output = super().generate(*given, **kwargs)
@@ -139,7 +143,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             if check is not None:
                 answers = session.answers(output.sequences)
                 each = len(answers) // len(session.prompt)
-                decode = functools.partial(session.call.tokenizer.decode, skip_special_tokens=True)
+                decode = functools.partial(call.tokenizer.decode, skip_special_tokens=True)
                 trace.verdicts = [check(i // each, str(decode(answer))) for i, answer in enumerate(answers)]
             if not isinstance(output, Tensor):
                 output.guard = trace
@@ -199,22 +203,10 @@ def _is_asked_to_draft() -> bool:
     return any(isinstance(frame.f_locals.get("self"), CandidateGenerator) for frame, _ in frames)
 
 
-def _open(
-    model: PreTrainedModel,
-    inputs: Tensor | None,
-    args: tuple[Any, ...],
-    guard: Any,
-    pictures: Pictures | None,
-    execution: Execution | None,
-    steps: bool,
-    kwargs: dict[str, Any],
-) -> Session:
-    """Check a call and open its session; raises `UnsupportedCallError`, `MissingViewError` and as the method does."""
+def _call(model: Any, method: Method, config: Any, prompt: Any, views: Any, kwargs: dict[str, Any]) -> Call:
+    """Check a call and return it; raises `UnsupportedCallError`, `MissingViewError` and as the method does."""
     state: Guard = getattr(model, STATE)
-    pictures = None if pictures is None else Pictures.of(pictures)
-    method = state.method if guard is None or guard is True else state.resolve(guard)
-    prompt = inputs if inputs is not None else kwargs.get("input_ids")
-    config = kwargs.get("generation_config") or (args[0] if args else None) or model.generation_config
+    family, pictures = state.family, None if views is None else Pictures.of(views)
     refused = [why for name, why in REFUSED.items() if kwargs.get(name) is not None]
     if "paged" in (kwargs.get("cache_implementation"), getattr(config, "cache_implementation", None)):
         refused.append(
@@ -229,7 +221,6 @@ def _open(
             f"{len(prompt)} requests: they belong to different inputs, or were sliced by hand. Call the guarded "
             "processor on just the requests of this call, and pass all that it returns."
         )
-    family = state.family
     given = {key: kwargs[key] for key in family.image_keys if kwargs.get(key) is not None}
     has_picture = family.has_picture(pictures, prompt, model.config)
     seen = any(torch.is_tensor(value) and value.is_floating_point() for value in given.values())
@@ -255,8 +246,7 @@ def _open(
             if view.note is not None:
                 trace.note(view.note)
         method.check(call)
-    wants_dict = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
-    return Session(call, method, execution or state.execution, bool(wants_dict and steps))
+    return call
 
 
 __all__ = ["STATE", "VIEWS", "Guard", "guarded_class", "session_of"]

@@ -6,7 +6,7 @@
 
 Keys are rotated before they are cached, so taking columns out equals masking them. The branch therefore decodes
 *shorter rows* of the same tokens, and all that follows a lagging branch (beams, drafts, one chunk for what it skipped)
-is that of `lagging`. What it shares, up to the end of the picture, is the global branch's by definition: the branch is
+is that of `reading`. What it shares, up to the end of the picture, is the global branch's by definition: the branch is
 defined as what reads the text again over a part of it.
 """
 
@@ -123,11 +123,3 @@ def shareable(cache: Any, longest: int) -> str | None:
         if window is not None and longest >= window:
             return f"its sliding window of {window} tokens lets go of some that the branch needs"
     return None
-
-
-def refusal(name: str, why: str) -> UnsupportedCallError:
-    """Return the error for a call whose branch can't live in the model's cache."""
-    return UnsupportedCallError(
-        f"The branch {name!r} reads the model's own KV cache with some of the picture's tokens taken out, and here "
-        f"{why}. Use a method that reads a second picture, such as 'agla', or pass guard=False for a plain answer."
-    )

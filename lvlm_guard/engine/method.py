@@ -114,7 +114,7 @@ class Method(ABC):
         paper: where it is published, "ours" where nowhere else.
         cost: what it costs beside the plain answer, in a few words.
         experimental: True where evaluations of "all" methods leave it out.
-        needs_statistics: True where they must be gathered first, on pictures of the user's: `engine/measured.py`.
+        needs_statistics: True where they must be gathered first, on pictures of the user's: `lvlm_guard/measured.py`.
         asks_about_pictures: True where the method must know the pictures and the question themselves
             (a matcher reads them), so that inputs must come from a guarded processor.
         sampled: whether evaluations draw its answers too, beside greedy ones; False where nobody publishes it so.

@@ -1,23 +1,27 @@
-"""How the plain model reads rows for another branch: its pictures or prompt, without what it hides, lagging behind."""
+"""How the plain model reads rows for another branch: its pictures or prompt, without what it hides, lagging behind.
+
+A branch runs only at steps where it matters, and then catches up all it skipped in one chunk. Its KV cache is a pure
+function of (request, tokens). So nothing of generate()'s bookkeeping has to be followed: at each run the tokens that
+the cache holds are compared with the tokens of the rows as they are now. Rows that beam search moved are found by
+their tokens, and draft tokens that assisted decoding rejected no longer match and are dropped.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from lvlm_guard.engine import rows as blocks
-from lvlm_guard.engine.active import within
-from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.call import Call, within
 from lvlm_guard.engine.hiding import Hidden
-from lvlm_guard.engine.lagging import Lagging, records
 from lvlm_guard.engine.method import Branch
 from lvlm_guard.engine.steering import Pass
 from lvlm_guard.engine.subclass import plain_class
@@ -29,39 +33,11 @@ def encodes_first(model: Any) -> bool:
     return supports is not None and bool(supports()) and "image" in model.input_modalities
 
 
-@dataclass
-class Prepared:
+class Prepared(NamedTuple):
     """What generate() knows before a model call: the whole rows, not only the new tokens."""
 
-    ids: Tensor
+    ids: Tensor  # [R, T]
     arguments: dict[str, Any]
-
-    def passed(self, call: Call, done: int, prompt: int, request: list[int]) -> Pass:
-        """Return these rows' model call, of which `done` tokens are cached, as what steers it sees it."""
-        return Pass(call, self.ids, done, prompt, request, self.arguments.get(blocks.MASK))
-
-
-@dataclass
-class Reading:
-    """How one branch reads the rows of a call, and what it has read."""
-
-    branch: Branch
-    view: dict[str, Any]  # what its calls have otherwise, for R rows
-    first: int  # tokens of its rows' prompt
-    request: list[int]  # which request each row belongs to
-    lagging: Lagging  # its KV cache
-    part: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None
-    """Takes the rows of a step as the branch reads them; None: as they are."""
-    hidden: Hidden | None = None
-
-
-def equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Tell whether two sets of image tensors are the same; some processors give lists among them."""
-
-    def same(a: Any, b: Any) -> bool:
-        return torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else bool(a == b)
-
-    return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
 
 
 class Reader:
@@ -71,6 +47,7 @@ class Reader:
         self.call = call
         self.plain: Any = plain_class(call.model)
         self.prompt, _ = call.asked
+        self.shared: Any = None  # generate()'s cache
         self.empty: Cache | None = None  # what a branch's cache begins as; None: an empty one of the model's layers
         self._first = self.prompt.shape[1]  # tokens that a branch reads by themselves, before the answer's
         self._pictures = {blocks.ENCODED, *call.family.image_keys}  # arguments that are the global branch's own
@@ -88,53 +65,47 @@ class Reader:
 
     def opened(self, branch: Branch, call: Call, requests: list[int], prepared: Prepared) -> Reading:
         """Return how a branch reads a call about some requests, whose rows are prepared."""
-        expand, lagging = len(prepared.ids) // len(requests), Lagging(call.family.proof.crops)
+        expand = len(prepared.ids) // len(requests)
         rows = [request for request in requests for _ in range(expand)]
         if branch.hides is not None:
             hidden = self._hidden(branch.hides(call), call, prepared)
-            return Reading(branch, {}, hidden.first, rows, lagging, hidden.read, hidden)
+            return Reading(self, branch, {}, hidden.first, rows, hidden.read, hidden)
         model: Any = call.model
         if branch.prompt is None:
             ids, own = self.prompt[requests].to(call.device), None
-            chosen = torch.tensor(requests, device=self.prompt.device)
-            along = blocks.only_rows(self._afresh, chosen, len(self.prompt))
+            along = blocks.only_rows(self._afresh, torch.tensor(requests), len(self.prompt))
         else:
             made = branch.prompt(call)
             ids, mask = (made[key].to(call.device) for key in ("input_ids", blocks.MASK))
             along, own = call.family.replayed(model, made, ids, mask) | {blocks.MASK: mask}, call.images_of(made)
-        encoded: dict[str, Any] = {}
+        # pictures that the global branch has encoded serve a branch that sees the same
+        given = prepared.arguments if call is self.call and not self._afresh else {}
+        encoded = {key: given[key] for key in given.keys() & self._pictures if given.get(blocks.ENCODED)}
         if branch.pixels is not None:
-            view = branch.pixels(call)
+            view, encoded = branch.pixels(call), {}
             if own is not None or view.keys() < self.call.tensors.keys():  # it changes some of them alone
                 view = (call.tensors if own is None else own) | view
-        elif (kept := self._encoded(call, prepared)) and (own is None or equal(own, call.tensors)):
-            view, encoded = {}, kept
+        elif encoded and (own is None or _equal(own, call.tensors)):
+            view = {}
         else:
-            view = call.tensors if own is None else own
+            view, encoded = call.tensors if own is None else own, {}
         if view and encodes_first(model):
             view = model._prepare_multimodal_encoder_kwargs_for_generation(dict(view))
         ids, found = model._expand_inputs_for_generation(
             expand_size=expand, is_encoder_decoder=False, input_ids=ids, **view, **along
         )
         if branch.prompt is None:
-            return Reading(branch, dict(found) | encoded, self._first, rows, lagging)
+            return Reading(self, branch, dict(found) | encoded, self._first, rows)
         part = functools.partial(_answered, ids, found.pop(blocks.MASK), self.prompt.shape[1])
-        return Reading(branch, dict(found) | encoded, ids.shape[1], rows, lagging, part)
-
-    def _encoded(self, call: Call, prepared: Prepared) -> dict[str, Any]:
-        """Return the global branch's encoded pictures for a branch that sees the same; empty where there are none."""
-        if call is not self.call or self._afresh or not prepared.arguments.get(blocks.ENCODED):
-            return {}
-        return {key: value for key, value in prepared.arguments.items() if key in self._pictures}
+        return Reading(self, branch, dict(found) | encoded, ids.shape[1], rows, part)
 
     def _hidden(self, hides: Tensor, call: Call, prepared: Prepared) -> Hidden:
-        rows, length = len(prepared.ids), self.prompt.shape[1]
         mask = prepared.arguments.get(blocks.MASK)
-        seen = torch.ones_like(prepared.ids, dtype=torch.bool) if mask is None else mask.bool()
+        seen = (torch.ones_like(prepared.ids) if mask is None else mask).bool()
         hides, pictures = (
-            each.to(seen.device).repeat_interleave(rows // len(each), 0) for each in (hides, call.image_positions)
+            each.to(seen.device).repeat_interleave(len(seen) // len(each), 0) for each in (hides, call.image_positions)
         )
-        return Hidden(hides, pictures, seen[:, :length])
+        return Hidden(hides, pictures, seen[:, : hides.shape[1]])
 
     def new_cache(self) -> Any:
         """Return an empty cache for a branch."""
@@ -142,53 +113,8 @@ class Reader:
             return copy.deepcopy(self.empty)
         return DynamicCache(config=self.call.model.config.get_text_config(decoder=True))
 
-    def caught_up(
-        self, reading: Reading, prepared: Prepared, needed: int, shared: Any, chosen: Tensor | None = None
-    ) -> Tensor:
-        """Run a branch over all that it skipped; returns its last logits, [R, needed, V].
-
-        It reads the prompt as generate() read it, then the answer: what belongs to the prompt alone need not fit both
-        (token types that don't grow, a placeholder among the answer's tokens). Without a cache it reads all at once.
-
-        Args:
-            reading: how it reads.
-            prepared: the rows.
-            needed: for how many positions at the end logits are wanted.
-            shared: generate()'s cache.
-            chosen: which rows of that these are; None: all.
-        """
-        lagging, hidden, view = reading.lagging, reading.hidden, reading.view
-        seen = prepared if reading.part is None else Prepared(*reading.part(prepared.ids, prepared.arguments))
-        length, begun, stops = seen.ids.shape[1], 0, [seen.ids.shape[1]]
-        if shared is not None:
-            begun = lagging.align(seen.ids, needed, len(seen.ids) // len(self.prompt))
-            if lagging.cache is None:
-                cache = self.new_cache()
-                lagging.begin(cache, shared)
-                if hidden is not None:
-                    hidden.seed(shared, cache, chosen)
-                    begun = hidden.shared
-            if self.call.family.proof.way == "steps":
-                stops = list(range(max(reading.first, begun + 1), length + 1))
-            elif begun < reading.first < length:
-                stops = [reading.first, length]
-        self.call.trace.local_forwards += 1
-        logits, done = [], begun
-        along = blocks.grown({key: view[key] for key in view.keys() & blocks.GROWN}, length)
-        for stop in stops:
-            wanted = stop - max(done, length - needed)
-            part = Prepared(seen.ids[:, :stop], blocks.until(seen.arguments, stop, length))
-            around = reading.branch.around or nullcontext
-            with around(part.passed(self.call, done, reading.first, reading.request)):
-                read = self._read(part, view | blocks.until(along, stop, length), lagging.cache, done, max(wanted, 1))
-            logits += [read] if wanted > 0 else []
-            done = stop
-            if stop < length and records(lagging.cache):
-                lagging.cache.crop(0)  # it lets go of its past there, and older releases read on only after that
-        lagging.ran(seen.ids, begun)
-        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
-
-    def _read(self, prepared: Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
+    def read(self, prepared: Prepared, view: dict[str, Any], cache: Cache | None, done: int, needed: int) -> Tensor:
+        """Run the plain model on from a cache of `done` tokens; returns its last logits, [R, needed, V]."""
         model: Any = self.call.model
         ids = prepared.ids
         arguments = {key: value for key, value in prepared.arguments.items() if key not in self._pictures} | view
@@ -205,6 +131,125 @@ class Reader:
         self.call.trace.local_tokens += int(ids.shape[0] * (ids.shape[1] - done))
         logits: Tensor = outputs.logits[:, -needed:]
         return logits
+
+
+@dataclass
+class Reading:
+    """How one branch reads the rows of a call, and what it has read."""
+
+    reader: Reader
+    branch: Branch
+    view: dict[str, Any]  # what its calls have otherwise, for R rows
+    first: int  # tokens of its rows' prompt
+    request: list[int]  # which request each row belongs to
+    part: Callable[[Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]] | None = None
+    """Takes the rows of a step as the branch reads them; None: as they are."""
+    hidden: Hidden | None = None
+    cache: Any = None  # its own, of the tokens `_ids`, [R, length]
+    _ids: Tensor | None = None
+    _whole: int = 0  # tokens that can't be taken back: a sliding window has let go of those before them
+
+    def caught_up(self, prepared: Prepared, needed: int, chosen: Tensor | None = None) -> Tensor:
+        """Run the branch over all that it skipped; returns its last logits, [R, needed, V].
+
+        It reads the prompt as generate() read it, then the answer: what belongs to the prompt alone need not fit both
+        (token types that don't grow, a placeholder among the answer's tokens). Without a cache it reads all at once.
+
+        Args:
+            prepared: the rows.
+            needed: for how many positions at the end logits are wanted.
+            chosen: which rows of generate()'s cache these are; None: all.
+        """
+        reader, call = self.reader, self.reader.call
+        seen = prepared if self.part is None else Prepared(*self.part(*prepared))
+        length, begun, stops = seen.ids.shape[1], 0, [seen.ids.shape[1]]
+        if reader.shared is not None:
+            begun = self._aligned(seen.ids, needed)
+            if self.cache is None:
+                self.cache = reader.new_cache()
+                if _records(reader.shared):
+                    self.cache.activate_past_recording()
+                if self.hidden is not None:
+                    self.hidden.seed(reader.shared, self.cache, chosen)
+                    begun = self.hidden.shared
+            if call.family.proof.way == "steps":
+                stops = list(range(max(self.first, begun + 1), length + 1))
+            elif begun < self.first < length:
+                stops = [self.first, length]
+        call.trace.local_forwards += 1
+        logits, done = [], begun
+        along = blocks.grown({key: self.view[key] for key in self.view.keys() & blocks.GROWN}, length)
+        for stop in stops:
+            wanted = stop - max(done, length - needed)
+            part = Prepared(seen.ids[:, :stop], blocks.until(seen.arguments, stop, length))
+            with (self.branch.around or nullcontext)(
+                Pass(call, part.ids, done, self.first, self.request, part.arguments.get(blocks.MASK))
+            ):
+                view = self.view | blocks.until(along, stop, length)
+                read = reader.read(part, view, self.cache, done, max(wanted, 1))
+            logits += [read] if wanted > 0 else []
+            done = stop
+            if stop < length and _records(self.cache):
+                self.cache.crop(0)  # it lets go of its past there, and older releases read on only after that
+        if self.cache is not None:
+            slides = any(getattr(layer, "is_sliding", False) for layer in self.cache.layers)
+            self._ids, self._whole = seen.ids.clone(), slides * (begun if _records(self.cache) else length)
+        return logits[0] if len(logits) == 1 else torch.cat(logits, dim=1)
+
+    def _aligned(self, ids: Tensor, needed: int) -> int:
+        """Make the cache hold a prefix of each row, of 0 to T - needed tokens, and return that prefix's length.
+
+        A row takes its cache from a row of its request. What can't be taken back is dropped, and read anew.
+        """
+        old = self._ids
+        if old is None or len(old) != len(ids):
+            return self.drop()
+        shared = length = min(old.shape[1], ids.shape[1])
+        if not torch.equal(old[:, :length], ids[:, :length]):
+            source, shared = _sources(old[:, :length], ids[:, :length], len(ids) // len(self.reader.prompt))
+            self.cache.reorder_cache(source)
+        shared = min(shared, ids.shape[1] - needed)
+        if shared <= 0 or shared < min(old.shape[1], self._whole):
+            return self.drop()
+        # a cache that records lets go of its past where it is cropped
+        if shared == old.shape[1] and not _records(self.cache):
+            return shared
+        with suppress(RuntimeError):  # past a sliding window, after it has cropped the layers before
+            if self.reader.call.family.proof.crops:
+                self.cache.crop(shared - old.shape[1])
+                return shared
+        return self.drop()
+
+    def drop(self) -> int:
+        """Let go of the cache; returns how many tokens are cached then."""
+        self.cache, self._ids = None, None
+        return 0
+
+    def take_back(self, tokens: int) -> None:
+        """Crop the cache; raises RuntimeError where it can't be."""
+        if self._ids is not None:
+            self.cache.crop(-tokens)
+            self._ids = self._ids[:, :-tokens]
+
+
+def _records(cache: Cache | None) -> bool:
+    """Tell whether a cache with a sliding window keeps what is about to leave it until it is cropped, for drafts."""
+    return cache is not None and any(getattr(layer, "record_past", False) for layer in cache.layers)
+
+
+def _sources(old: Tensor, new: Tensor, per_request: int) -> tuple[Tensor, int]:
+    """For each new row, the old row of its request with the longest common prefix, and the shortest of those."""
+    a, b = new.view(-1, per_request, 1, new.shape[1]), old.view(-1, 1, per_request, old.shape[1])
+    best = (a == b).long().cumprod(-1).sum(-1).max(-1)  # over [requests, new row, old row]
+    first = torch.arange(len(a), device=new.device)[:, None] * per_request
+    return (best.indices + first).flatten(), int(best.values.min())
+
+
+def _equal(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Tell whether two sets of image tensors are the same; some processors give lists among them."""
+    pairs = ((one[key], other.get(key)) for key in one)
+    same = (torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b for a, b in pairs)
+    return one.keys() == other.keys() and all(same)
 
 
 def _answered(

@@ -129,35 +129,22 @@ def stack(
         rows: R.
         holes: for each other branch the columns of the cache that it can't see, [R, columns] bool, or None.
     """
-    stacked, holed = dict(inputs), any(hole is not None for hole in holes)
+    ids, holed = inputs["input_ids"], any(hole is not None for hole in holes)
+    stacked = only_rows(inputs, torch.arange(rows, device=ids.device).repeat(1 + len(views)), rows)
     if holed and stacked.get(MASK) is None:  # generate() left it out, because no token is padding
-        length = inputs[CACHE].get_seq_length() + inputs["input_ids"].shape[1]
-        stacked[MASK] = torch.ones(rows, length, dtype=torch.long, device=inputs["input_ids"].device)
-    for key in stacked.keys() - {CACHE}:
-        value = stacked[key]
-        if isinstance(value, dict):  # masks of a model with several kinds of attention
-            stacked[key] = {name: _repeat(name, mask, len(views), rows) for name, mask in value.items()}
-        elif isinstance(value, Tensor) and any(key in view for view in views):
+        length = inputs[CACHE].get_seq_length() + ids.shape[1]
+        stacked[MASK] = ids.new_ones(len(stacked["input_ids"]), length)
+    for key in inputs.keys() & {key for view in views for key in view}:
+        if isinstance(value := inputs[key], Tensor):
             stacked[key] = torch.cat([value, *(view[key].to(value.device, value.dtype) for view in views)])
-        else:
-            stacked[key] = _repeat(key, value, len(views), rows)
-    if holed:
-        stacked[MASK] = _with_holes(stacked[MASK], holes, rows)
-    return stacked
-
-
-def _with_holes(mask: Any, holes: list[Tensor | None], rows: int) -> Any:
-    """Take the columns that a branch can't see out of the masks of its rows: [R, columns] or [R, heads, Q, columns]."""
-    if isinstance(mask, dict):
-        return {name: _with_holes(one, holes, rows) for name, one in mask.items()}
-    mask = mask.clone()
+    masks: Any = stacked.get(MASK)
     for block, hole in enumerate(holes, start=1):
-        if hole is None:
-            continue
-        part = mask[block * rows : (block + 1) * rows, ..., : hole.shape[1]]
-        closed = hole.to(mask.device) if mask.ndim == 2 else hole.to(mask.device)[:, None, None]
-        part.masked_fill_(closed, torch.finfo(mask.dtype).min if mask.is_floating_point() and mask.ndim > 2 else 0)
-    return mask
+        if hole is not None:
+            for mask in masks.values() if isinstance(masks, dict) else [masks]:  # [N * R, (heads, Q,) columns]
+                part = mask[block * rows : (block + 1) * rows, ..., : hole.shape[1]]
+                closed = torch.finfo(mask.dtype).min if mask.is_floating_point() and mask.ndim > 2 else 0
+                part.masked_fill_(hole.to(mask.device).view(rows, *[1] * (mask.ndim - 2), -1), closed)
+    return stacked
 
 
 GROWN = {POSITIONS, TYPES, "token_type_ids"}
@@ -199,22 +186,14 @@ def deltas_kept(model: Any) -> Iterator[None]:
 
 
 def only_rows(arguments: Mapping[str, Any], chosen: Tensor, rows: int) -> dict[str, Any]:
-    """Return arguments of R rows for some of the rows."""
-    return {
-        key: value if (axis := _rows_axis(key, value, rows)) is None else value.index_select(axis, chosen)
-        for key, value in arguments.items()
-    }
-
-
-def _repeat(key: str, value: Any, others: int, rows: int) -> Any:
-    axis = _rows_axis(key, value, rows)
-    return value if axis is None else torch.cat([value] * (1 + others), dim=axis)
-
-
-def _rows_axis(key: str, value: Any, rows: int) -> int | None:
-    """Return the axis along which an argument has the R rows; None where it has none."""
-    if not isinstance(value, Tensor) or value.ndim < 2:  # settings and index vectors are no rows
-        return None
-    # M-RoPE's position ids are [3 or 4, rows, length]; one row of positions serves all by broadcasting
-    axis = 1 if key == POSITIONS and value.ndim == 3 else 0
-    return axis if value.shape[axis] == rows else None
+    """Return arguments of R rows for some of the rows, or for each of them several times."""
+    found = dict(arguments)
+    for key, value in arguments.items():
+        if type(value) is dict:  # masks of a model with several kinds of attention
+            found[key] = only_rows(value, chosen, rows)
+        elif isinstance(value, Tensor) and value.ndim >= 2:  # settings and index vectors are no rows
+            # M-RoPE's position ids are [3 or 4, rows, length]; one row of positions serves all by broadcasting
+            axis = 1 if key == POSITIONS and value.ndim == 3 else 0
+            if value.shape[axis] == rows:
+                found[key] = value.index_select(axis, chosen.to(value.device))
+    return found

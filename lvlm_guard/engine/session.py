@@ -11,14 +11,12 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from lvlm_guard.engine import rows as blocks
-from lvlm_guard.engine.active import within
 from lvlm_guard.engine.assembly import upcast
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.hiding import refusal, shareable
-from lvlm_guard.engine.inside import Inside
+from lvlm_guard.engine.call import Call, within
+from lvlm_guard.engine.hiding import shareable
 from lvlm_guard.engine.method import Method, Step
 from lvlm_guard.engine.reading import Prepared, Reader, Reading, encodes_first
-from lvlm_guard.engine.steering import INSTEAD
+from lvlm_guard.engine.steering import INSTEAD, Inside, Pass
 from lvlm_guard.engine.trace import Recorder, answers_of
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 
@@ -27,8 +25,8 @@ if TYPE_CHECKING:
 
 Execution = Literal["auto", "lazy", "batched"]
 EXECUTIONS = ("auto", "lazy", "batched")
-FEW = 3  # few requests want a branch: no more than one in so many
 EARLY = 1  # tokens within which an answer that has one undecided token has it
+FEW = 3  # few requests want a branch: no more than one in so many
 
 
 class Session:
@@ -51,7 +49,6 @@ class Session:
         self.prepared: Prepared | None = None
         self.eos: Tensor | None = None
         self._fill: int | None = None  # what beam search fills its shorter answers up with
-        self._cache: Any = None  # generate()'s
         self._longest = 0
         self._eager = call.family.proof.way is None  # the branches run from the first step on, wanted or not
         self._joins = False  # once they have run, their rows are stacked on the global ones
@@ -68,48 +65,53 @@ class Session:
         if config.num_beams > 1:
             pad = config._pad_token_tensor  # as `_beam_search` of transformers chooses
             self._fill = -1 if self.eos is None else int(pad or self.eos[0])
-        cache = self._cache = arguments.get(blocks.CACHE)
-        if cache is None and any(isinstance(value, Cache) for value in arguments.values()):
-            raise UnsupportedCallError(
-                f"This release of transformers keeps its cache under another name than {blocks.CACHE!r}, which this "
-                "release of lvlm-guard does not know. Upgrade lvlm-guard, or install an older transformers."
-            )
+        cache = self._reader.shared = arguments.get(blocks.CACHE)
         cached = int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
-        if cached and self.prompt.shape[1] <= cached:
-            raise UnsupportedCallError(
+        name, chunks, acts = self.method.name, config.prefill_chunk_size is not None, self._inside.acts
+        whole = "a prompt in chunks" if chunks else f"a compiled call with a {type(cache).__name__}"
+        hiding = next((branch.name for branch in self.branches if branch.hides), None)
+        unshared = None if hiding is None else shareable(cache, self._longest)
+        refused = (
+            (
+                cache is None and any(isinstance(value, Cache) for value in arguments.values()),
+                f"This release of transformers keeps its cache under another name than {blocks.CACHE!r}, which this "
+                "release of lvlm-guard does not know. Upgrade lvlm-guard, or install an older transformers.",
+            ),
+            (
+                cached and self.prompt.shape[1] <= cached,
                 f"past_key_values holds {cached} tokens but input_ids only {self.prompt.shape[1]}: the other "
                 "branches must read the whole conversation once. Pass the whole sequence as input_ids (transformers "
-                "skips what the cache holds)."
-            )
-        chunks, acts = config.prefill_chunk_size is not None, self._inside.acts
-        if chunks and self.branches and not encodes_first(self.call.model):
-            raise UnsupportedCallError(
+                "skips what the cache holds).",
+            ),
+            (
+                chunks and self.branches and not encodes_first(self.call.model),
                 "prefill_chunk_size: this release of transformers reads a prompt in chunks without looking at its "
-                "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers."
-            )
-        if acts and (chunks or getattr(cache, "is_compileable", False)):
-            what = "a prompt in chunks" if chunks else f"a compiled call with a {type(cache).__name__}"
-            raise UnsupportedCallError(
-                f"{self.method.name} acts inside the model's layers, on the prompt as a whole; {what} does not show "
-                f"it. Leave {'prefill_chunk_size' if chunks else 'cache_implementation'} out. {INSTEAD}"
-            )
-        if cached and any(branch.prompt for branch in self.branches):
-            raise UnsupportedCallError(
-                f"past_key_values: {self.method.name} reads a prompt of its own, which the first turn's inputs don't "
-                "tell of a later turn. Pass the whole conversation through the processor, without past_key_values."
-            )
+                "picture, for any answer, guarded or not. Leave prefill_chunk_size out, or upgrade transformers.",
+            ),
+            (
+                acts and (chunks or getattr(cache, "is_compileable", False)),
+                f"{name} acts inside the model's layers, on the prompt as a whole; {whole} does not show it. "
+                f"Leave {'prefill_chunk_size' if chunks else 'cache_implementation'} out. {INSTEAD}",
+            ),
+            (
+                cached and any(branch.prompt for branch in self.branches),
+                f"past_key_values: {name} reads a prompt of its own, which the first turn's inputs don't tell of a "
+                "later turn. Pass the whole conversation through the processor, without past_key_values.",
+            ),
+            (
+                unshared,
+                f"The branch {hiding!r} reads the model's own KV cache with some of the picture's tokens taken out, "
+                f"and here {unshared}. Use a method that reads a second picture, such as 'agla', or pass guard=False "
+                "for a plain answer.",
+            ),
+        )
+        if (why := next((told for found, told in refused if found), None)) is not None:
+            raise UnsupportedCallError(why)
+        if not self.branches:
+            return
         if cached and not all(branch.hides for branch in self.branches):
             self._reader.from_the_start(arguments)
-        for branch in self.branches:
-            why = shareable(cache, self._longest) if branch.hides else None
-            if why is not None:
-                raise refusal(branch.name, why)
-        if self.branches:
-            self._choose(cache, self._unstackable(config, cache, cached))
-
-    def _choose(self, cache: Any, impossible: str | None) -> None:
-        """Choose how the branches run; `impossible` tells why they can't be stacked, None where they can."""
-        self.trace.execution = "lazy"
+        impossible, self.trace.execution = self._unstackable(config, cache, cached), "lazy"
         if self._asked == "batched" and impossible:
             self.trace.note(f"Ran lazy instead of batched: {impossible}.")
         elif self._asked == "batched":  # each branch reads the prompt by itself, in shapes of its own
@@ -162,9 +164,10 @@ class Session:
             if self._stacked:
                 outputs, others = self._run_stacked(run, inputs)
             elif self._inside.acts:
-                rows, length = self.prepared.ids.shape
-                done, first = length - inputs["input_ids"].shape[1], self.prompt.shape[1]
-                with self._inside.acting(self.prepared.passed(self.call, done, first, self._requests(rows))):
+                ids, arguments = self.prepared
+                done, request = ids.shape[1] - inputs["input_ids"].shape[1], self._requests(len(ids))
+                mask = arguments.get(blocks.MASK)
+                with self._inside.acting(Pass(self.call, ids, done, self.prompt.shape[1], request, mask)):
                     outputs = run(**inputs)
             else:
                 outputs = run(**inputs)
@@ -263,7 +266,7 @@ class Session:
         if not self.readings:
             everyone = list(range(len(self.prompt)))
             self.readings = [self._reader.opened(branch, self.call, everyone, prepared) for branch in self.branches]
-        others = [self._reader.caught_up(reading, prepared, needed, self._cache) for reading in self.readings]
+        others = [reading.caught_up(prepared, needed) for reading in self.readings]
         if self._joins and prepared.ids.shape[1] + 1 < self._longest:
             self._join()
         return tuple(others), None
@@ -277,8 +280,7 @@ class Session:
         few = Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
         others = []
         for branch in self.branches:
-            reading = self._reader.opened(branch, part, requests, few)
-            logits = self._reader.caught_up(reading, few, needed, self._cache, chosen)
+            logits = self._reader.opened(branch, part, requests, few).caught_up(few, needed, chosen)
             whole = step.raw.view(rows, needed, -1).clone()
             whole[chosen] = logits.to(whole.dtype)
             others.append(whole)
@@ -287,21 +289,21 @@ class Session:
 
     def _join(self) -> None:
         """Stack the lagging branches, which have just caught up, onto the global cache: batched from here on."""
-        caches: list[Any] = []
+        shared, caches = self._reader.shared, []
         for reading in self.readings:
-            cache, hidden = reading.lagging.cache, reading.hidden
-            caches.append(cache if hidden is None else hidden.whole(self._cache, cache, self._reader.new_cache()))
-        if None not in caches and blocks.joined(self._cache, caches):
+            own, hidden = reading.cache, reading.hidden
+            caches.append(own if hidden is None else hidden.whole(shared, own, self._reader.new_cache()))
+        if None not in caches and blocks.joined(shared, caches):
             self._stacked = True
             if self._asked == "auto":
                 self.trace.execution = "joined"
             for reading in self.readings:
-                reading.lagging.drop()
+                reading.drop()
 
     def close(self) -> None:
         """Give the cache back as the plain cache of the global branch."""
         if self._stacked:
-            self._cache.only_global()
+            self._reader.shared.only_global()
             self._stacked = False
 
     def finish(self, output: Any) -> GuardTrace:
@@ -330,13 +332,11 @@ class Session:
         Beam search fills what a stopping criterion ended with tokens that nobody chose: they are no part of an answer.
         """
         eos = set() if self.eos is None else set(self.eos.flatten().tolist())
-        prompt, each = self.prompt.shape[1], len(sequences) // len(self.prompt)
-        answers = answers_of(sequences, prompt, eos)
-        if self._fill is not None:
-            for index, answer in enumerate(answers):
-                seen = len(self._recorder.chosen(answer, index // each))
-                if 0 < seen < len(answer) and bool((sequences[index, prompt + seen :] == self._fill).all()):
-                    answers[index] = answer[:seen]
+        answers = answers_of(sequences, self.prompt.shape[1], eos)
+        for index, answer in enumerate(answers if self._fill is not None else ()):
+            seen = len(self._recorder.chosen(answer, index * len(self.prompt) // len(answers)))
+            if seen and {*answer[seen:]} == {self._fill}:
+                del answer[seen:]
         return answers
 
 

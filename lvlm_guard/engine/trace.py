@@ -137,16 +137,14 @@ class _Record:
 class Recorder:
     """Keeps each step by what it depends on, (request, answer so far), so beams and drafts need no bookkeeping.
 
-    The beginnings of answers stand in a tree, each by its own beginning and last token: T tokens take T entries.
+    An answer so far goes by its hash: T tokens take T entries.
     """
 
     def __init__(self, names: list[str], keep: bool = True) -> None:
         self._names = names  # of the other branches
         self.keep = keep  # the steps themselves, or only after which beginnings one was assembled
         self._records: list[_Record] = []
-        self._longer: dict[tuple[int, int], int] = {}  # (beginning, token) -> beginning; -1, -2, ... begin requests
-        self._where: dict[int, tuple[int, int]] = {}  # beginning -> record and row
-        self._last: dict[tuple[int, int], tuple[list[int], int]] = {}  # (row, request) -> what it began with last
+        self._where: dict[tuple[int, int], tuple[int, int]] = {}  # request and beginning -> record and row
 
     def add(
         self,
@@ -158,14 +156,7 @@ class Recorder:
     ) -> None:
         """Keep a step of R rows; `ran` [R] tells for which of them the branches ran, where not for all."""
         for row, request in enumerate(step.request):
-            prefix = step.prefix(row)
-            before, at = self._last.get((row, request), ([], -1 - request))
-            if prefix[: len(before)] != before:  # another beam's
-                before, at = [], -1 - request
-            for token in prefix[len(before) :]:
-                at = self._longer.setdefault((at, token), len(self._longer))
-            self._last[row, request] = prefix, at
-            self._where[at] = (len(self._records), row)
+            self._where[request, hash(tuple(step.prefix(row)))] = len(self._records), row
         if not self.keep or decided is None:
             return
         kept = assembled.topk(min(KEPT, assembled.shape[-1]), -1).indices
@@ -186,12 +177,11 @@ class Recorder:
     def chosen(self, answer: list[int], request: int) -> list[tuple[int, int]]:
         """Return the record and row that each token was chosen by; shorter than the answer where one has none."""
         found = []
-        beginning = -1 - request
-        for token in answer:
-            if beginning not in self._where:
+        for length in range(len(answer)):
+            place = self._where.get((request, hash(tuple(answer[:length]))))
+            if place is None:
                 break
-            found.append(self._where[beginning])
-            beginning = self._longer.get((beginning, token), len(self._longer))
+            found.append(place)
         return found
 
     def read(self, answers: list[list[int]], per_request: int) -> list[list[TokenTrace]]:

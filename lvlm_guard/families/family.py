@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 PUBLISHED = ("llava", "instructblip")
 """Families whose published AGLA squashes the picture to the matcher's square before it is masked."""
 
-OF_THE_TEXT = {"add_special_tokens", "max_length", "padding", "padding_side", "return_tensors", "truncation"}
-"""Settings of a processor that do not touch its pictures."""
-
 
 def flat(images: Any) -> list[Any]:
     """Return pictures in any nesting as one list."""
@@ -230,18 +227,6 @@ class Family:
                 f"{plain.__name__} can't process these inputs (pictures of {sizes} pixels): {error} Check the prompt's "
                 "placeholders, truncation, and that no picture is a thin strip of a few pixels."
             ) from error
-
-    def redrawn(self, processor: Any, pictures: Pictures, rows: list[list[Image.Image]]) -> dict[str, Any]:
-        """Return what the processor makes of other pictures; where their sizes can't matter, without the prompts."""
-        told = {name for name, value in pictures.kwargs.items() if value is not None}  # a chat's videos are None
-        if self.fixed_size and len(self.image_keys) == 1 and not pictures.args and told <= OF_THE_TEXT:
-            return dict(processor.image_processor(flat(rows), return_tensors="pt"))
-        return self.processed(processor, pictures, rows)
-
-    def processed(self, processor: Any, pictures: Pictures, rows: list[list[Image.Image]]) -> dict[str, Any]:
-        """Return all that the processor makes of other pictures under the same prompts and settings."""
-        settings = pictures.kwargs | {"return_tensors": "pt"}
-        return dict(self.process(processor, rows, pictures.text, pictures.args, settings))
 
     def replayed(self, model: Any, opening: Mapping[str, Any], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return positions and token types of whole rows [B, T] as if generate() had read them from the first token.

@@ -36,8 +36,7 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
         UnsupportedModelError: the tokens are no squares of cells.
         MissingViewError: the inputs came without their pictures.
     """
-    drawn = iter([_grey(view.image, found) for view, found in zip(call.pictures.views(), maps, strict=True)])
-    made = call.family.redrawn(call.processor, call.pictures, [[next(drawn) for _ in row] for row in call.requests()])
+    made = call.redrawn([_grey(view.image, found) for view, found in zip(call.pictures.views(), maps, strict=True)])
     model: Any = call.model
     eyes: Any = getattr(model.config, "vision_config", None)
     tensors = (made[key] for key in call.family.image_keys if torch.is_tensor(made[key]))

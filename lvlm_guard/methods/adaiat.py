@@ -27,8 +27,8 @@ from torch import Tensor
 
 from lvlm_guard.engine.attention import Attending, Rows, attending
 from lvlm_guard.engine.knob import choice, weight
-from lvlm_guard.engine.measured import Measured, paired
 from lvlm_guard.engine.steering import Pass
+from lvlm_guard.measured import Measured, paired
 
 if TYPE_CHECKING:
     from lvlm_guard.calibration import Subject

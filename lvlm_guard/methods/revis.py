@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from lvlm_guard.engine.knob import limited, weight
-from lvlm_guard.engine.measured import Measured
 from lvlm_guard.engine.steering import Pass
+from lvlm_guard.measured import Measured
 
 if TYPE_CHECKING:
     from lvlm_guard.calibration import Subject

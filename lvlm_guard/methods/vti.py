@@ -30,8 +30,8 @@ from torch.nn.functional import normalize
 
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.knob import weight
-from lvlm_guard.engine.measured import Measured
 from lvlm_guard.engine.steering import Pass, edited
+from lvlm_guard.measured import Measured
 
 if TYPE_CHECKING:
     from lvlm_guard.calibration import Subject

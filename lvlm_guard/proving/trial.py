@@ -95,7 +95,7 @@ class _Probe(Method):
         session = session_of(step.call.model)
         if self.undo and session is not None and bool(step.t[0] > 1):
             for reading in session.readings:
-                reading.lagging.take_back(1)
+                reading.take_back(1)
         return step.logits
 
     def knobs(self) -> dict[str, Any]:

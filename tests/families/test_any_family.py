@@ -316,13 +316,13 @@ def blind(monkeypatch):
 def without(*names):
     def control(monkeypatch):
         """A branch's calls lack some of generate()'s arguments."""
-        plain = Reader._read
+        plain = Reader.read
 
         def read(self, prepared, *rest):
             left = {key: value for key, value in prepared.arguments.items() if key not in names}
-            return plain(self, dataclasses.replace(prepared, arguments=left), *rest)
+            return plain(self, prepared._replace(arguments=left), *rest)
 
-        monkeypatch.setattr(Reader, "_read", read)
+        monkeypatch.setattr(Reader, "read", read)
 
     return control
 

@@ -12,8 +12,7 @@ from matchers import Brightness
 from PIL import Image
 
 from lvlm_guard import guard, methods
-from lvlm_guard.engine.active import within
-from lvlm_guard.engine.call import Call
+from lvlm_guard.engine.call import Call, within
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.matching.attention import attended
 from lvlm_guard.matching.cells import token_relevance
@@ -80,7 +79,7 @@ def test_each_image_token_of_the_prompt_has_a_relevance_and_a_quarter_lights_a_q
 
 def features_of(call, image):
     """What the model makes of a picture, [n, D]: no map, no cells."""
-    inputs = call.family.redrawn(call.processor, call.pictures, [[image]])
+    inputs = call.redrawn([image])
     tensors = {key: inputs[key] for key in call.family.image_keys if key in inputs}
     tensors = {
         key: value.to(call.model.dtype) if value.is_floating_point() else value for key, value in tensors.items()

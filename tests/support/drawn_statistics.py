@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.measured import Statistics, identity
+from lvlm_guard.measured import Statistics, identity
 
 
 def _revis(layers: int, size: int, heads: int) -> dict[str, Tensor]:
