@@ -35,6 +35,12 @@ def parts_of(name: str) -> list[str]:
     return [name] if name in REGISTRY.names() else [part.strip() for part in name.split("+")]
 
 
+def combined(name: str, part: Callable[[str], Method]) -> Method:
+    """Return the method that a name stands for, or their combination, of what `part` makes of each part's name."""
+    found = [part(each) for each in parts_of(name)]
+    return found[0] if len(found) == 1 else Combined(tuple(found))
+
+
 def resolve(method: Given, knobs: dict[str, Any] | None = None) -> Method:
     """Return a method from its name, its class, or itself; "agla+rudder", or a list of methods, is a combination.
 
@@ -44,24 +50,24 @@ def resolve(method: Given, knobs: dict[str, Any] | None = None) -> Method:
     """
     from lvlm_guard.methods import REGISTRY
 
-    if isinstance(method, str) and len(parts := parts_of(method)) > 1:
-        if knobs:
-            raise KnobError(
-                f"Knobs were given beside {method!r}, whose parts may share their names: give the methods themselves, "
-                "such as [methods.AGLA(alpha=1.0), methods.RUDDER(relative=True)]."
-            )
-        return Combined(tuple(map(resolve, parts)))
+    several = isinstance(method, str) and len(parts_of(method)) > 1
+    if knobs and several:
+        raise KnobError(
+            f"Knobs were given beside {method!r}, whose parts may share their names: give the methods themselves, "
+            "such as [methods.AGLA(alpha=1.0), methods.RUDDER(relative=True)]."
+        )
+    if knobs and isinstance(method, list | tuple):
+        raise KnobError("Knobs were given beside a list of methods: give them to the methods themselves.")
+    if knobs and isinstance(method, Method):
+        raise KnobError(
+            f"Knobs were given beside a finished {type(method).__name__}: write "
+            f"methods.{type(method).__name__}({', '.join(f'{k}=...' for k in knobs)}) instead."
+        )
     if isinstance(method, list | tuple):
-        if knobs:
-            raise KnobError("Knobs were given beside a list of methods: give them to the methods themselves.")
-        return Combined(tuple(resolve(part) for part in method))
-
+        return Combined(tuple(map(resolve, method)))
+    if isinstance(method, str) and several:
+        return combined(method, resolve)
     if isinstance(method, Method):
-        if knobs:
-            raise KnobError(
-                f"Knobs were given beside a finished {type(method).__name__}: write "
-                f"methods.{type(method).__name__}({', '.join(f'{k}=...' for k in knobs)}) instead."
-            )
         return method
     kind = REGISTRY.get(method) if isinstance(method, str) else method
     if not (isinstance(kind, type) and issubclass(kind, Method)):

@@ -44,12 +44,10 @@ class Subject:
     """The plain model as a calibration questions it: a picture and a prompt at a time.
 
     Args:
-        model: any; its answers are plain here, guarded or not.
-        processor: the model's.
-        prompt: that asks for a caption.
-        max_new_tokens: of a caption.
+        model, processor: any; answers are plain here, guarded or not.
+        prompt, max_new_tokens: that asks for a caption, and how long that may be.
         spec: of the matcher that judges captions, as `load_matcher` takes it.
-        vocabulary: the objects that it judges.
+        vocabulary: the objects that it judges; None for COCO's.
     """
 
     model: Any
@@ -73,7 +71,7 @@ class Subject:
 
     @property
     def objects(self) -> Vocabulary:
-        """The objects, COCO's where none are given."""
+        """The objects that are judged."""
         return self.vocabulary or Vocabulary.of(None)
 
     def call(self, picture: Image, answer: Sequence[int] = ()) -> tuple[Call, dict[str, Any]]:
@@ -93,12 +91,7 @@ class Subject:
         return Call(self.model, family, self.processor, None, None, [True], trace, there, self.model.dtype), made
 
     def caption(self, picture: Image, seen: bool = True) -> list[int]:
-        """Return the tokens of the model's greedy answer, its end left out.
-
-        Args:
-            picture: of the prompt.
-            seen: whether the model sees it; otherwise its tokens are taken out of the prompt.
-        """
+        """Return the tokens of the model's greedy answer, its end left out; not `seen`, the picture is taken out."""
         call, made = self.call(picture)
         inputs = call.moved(made if seen else call.without_pictures())
         with within(self.model, None):
@@ -113,13 +106,7 @@ class Subject:
         return found
 
     def states(self, picture: Image, answer: Sequence[int], seen: bool = True) -> Tensor:
-        """Return every layer's output at the last token of prompt and answer, [L, D] float32.
-
-        Args:
-            picture: of the prompt.
-            answer: tokens.
-            seen: whether the picture's tokens stand in the prompt.
-        """
+        """Return every layer's output at the last token of prompt and answer, [L, D] float32; `seen` as `caption`."""
         call, made = self.call(picture, answer)
         layers = range(len(call.decoder))
         given = call.run(made if seen else call.without_pictures(), layers)[1]
@@ -142,12 +129,8 @@ class Subject:
         return torch.stack(found, 1)
 
     def mentions(self, picture: Image, answer: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return where an answer names objects, and how likely they are there.
-
-        Returns:
-            The token at which each name begins, above 0, [m] int64, and the matcher's probability of it, [m]. Objects
-            that the matcher does not know are left out.
-        """
+        """Return at which token above 0 an answer begins to name each object, [m] int64, and how likely that is there,
+        [m]; objects that the matcher does not know are left out."""
         pieces = pieces_of(self.processor.tokenizer)
         ends = [len(pieces.joined(answer[: end + 1])) for end in range(len(answer))]
         spellings = self.objects.spellings()
@@ -172,10 +155,9 @@ def kind_of(method: str) -> type[Measured]:
 
 
 def pictures_in(folder: Path, least: int, most: int) -> list[Path]:
-    """Return picture files of a folder and those below it, by name.
+    """Return picture files of a folder and those below it, by name, `most` at most.
 
-    Raises:
-        ImageError: there are fewer than `least`, or some can't be read; the message names them.
+    Raises `ImageError` where there are fewer than `least`, or some can't be read, which the message names.
     """
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.is_file())[:most]
     if len(found) < least:
@@ -215,8 +197,7 @@ def calibrate(
         subject: the model.
         method: registered name of a method that needs statistics.
         pictures: files, see `pictures_in`.
-        out: the file.
-        start_over: drop what an earlier run left.
+        out: the file; `start_over` drops what an earlier run left.
         echo: where progress goes.
 
     Raises:

@@ -15,11 +15,7 @@ def whole(path: Path, shared: bool = False) -> Iterator[Path]:
     """Give a place beside a file to write to, its folder made if need be.
 
     Written to the end it takes the file's place, so that whoever reads, or whenever the process dies, the file is the
-    old or the new one; otherwise it goes.
-
-    Args:
-        path: of the file.
-        shared: whether several processes may write it at once, each beside in a place of its own.
+    old or the new one; otherwise it goes. Where it is `shared`, several processes write each in a place of its own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part" if shared else f"{path.name}.part")

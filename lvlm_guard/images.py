@@ -47,8 +47,7 @@ def load_image(
     """Return a picture as `as_rgb` does, from wherever it is.
 
     Args:
-        source: a path, an open binary file, the bytes of a file, a Pillow picture, or an array as
-            `from_array` takes it.
+        source: a path, an open binary file, the bytes of one, a Pillow picture, or an array as `from_array` takes it.
         max_pixels: most pixels (width times height) to decode; None for no limit of ours. Pillow has
             one too, `PIL.Image.MAX_IMAGE_PIXELS`: above it it warns, and it refuses twice that.
         formats: of files, as Pillow calls them; None: all that start no programs.
@@ -56,21 +55,23 @@ def load_image(
     Raises:
         ImageError: there is no such file, it is no picture, it is corrupt, empty or too large.
     """
-    if isinstance(source, Image.Image):
-        return as_rgb(source, max_pixels=max_pixels)
+    if isinstance(source, Image.Image) or hasattr(source, "__array__"):
+        image = source if isinstance(source, Image.Image) else from_array(source)
+        return as_rgb(image, max_pixels=max_pixels)
+    file: Any = source
     if isinstance(source, str | os.PathLike):
-        return _read(_existing(source), os.fspath(source), max_pixels, formats)
-    if isinstance(source, bytes | bytearray | memoryview):
-        return _read(io.BytesIO(source), "the bytes given", max_pixels, formats)
-    if callable(getattr(source, "read", None)):
+        name, file = os.fspath(source), _existing(source)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        name, file = "the bytes given", io.BytesIO(source)
+    elif callable(getattr(source, "read", None)):
         name = str(getattr(source, "name", "the open file"))
-        return _read(source, name, max_pixels, formats)  # type: ignore[arg-type]
-    if hasattr(source, "__array__"):
-        return as_rgb(from_array(source), max_pixels=max_pixels)
-    raise ImageError(
-        f"A {type(source).__name__} is no picture. Give a path, an open binary file, the bytes of a picture file, "
-        "a PIL image, or an array of height x width x 3."
-    )
+    else:
+        raise ImageError(
+            f"A {type(source).__name__} is no picture. Give a path, an open binary file, the bytes of a picture file, "
+            "a PIL image, or an array of height x width x 3."
+        )
+    with _opened(file, name, max_pixels, formats) as image:
+        return as_rgb(image, max_pixels=max_pixels)
 
 
 def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.Image:
@@ -82,7 +83,15 @@ def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.
         ImageError: the picture is corrupt, empty, too large, or of a mode without a meaning in RGB.
     """
     name = str(getattr(image, "filename", "") or "the picture")
-    _check_size(image, name, max_pixels)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} is {width} x {height}: it has no pixels. Give a picture of at least 1 x 1.")
+    if max_pixels is not None and width * height > max_pixels:
+        raise ImageError(
+            f"{name} is {width} x {height}, {width * height:,} pixels; the limit is {max_pixels:,}, so that a "
+            "small file can't fill the memory. Make it smaller first, image.thumbnail((4096, 4096)); models see far "
+            f"less anyway. Or raise the limit: load_image(..., max_pixels={width * height}) (--max-pixels)."
+        )
     try:
         with _whole():
             image.load()
@@ -94,7 +103,7 @@ def as_rgb(image: Image.Image, *, max_pixels: int | None = MAX_PIXELS) -> Image.
         raise
     except MemoryError as error:
         raise ImageError(
-            f"{name} is {image.width} x {image.height} and does not fit in memory. Make it smaller first: "
+            f"{name} is {width} x {height} and does not fit in memory. Make it smaller first: "
             "image.thumbnail((4096, 4096))."
         ) from error
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them stumble over
@@ -118,12 +127,7 @@ def squash(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def data_url(image: Image.Image, compress_level: int = 1) -> str:
-    """Return a picture as a `data:` URL, as chat requests carry it: PNG, without loss.
-
-    Args:
-        image: any that PNG can hold.
-        compress_level: of zlib, 0 to 9: 1 is quick, 6 is small.
-    """
+    """Return a picture as a `data:` URL, as chat requests carry it: PNG, without loss, 1 quick to 9 small."""
     written = io.BytesIO()
     image.save(written, "PNG", compress_level=compress_level)
     return f"data:image/png;base64,{base64.b64encode(written.getvalue()).decode()}"
@@ -153,7 +157,7 @@ class Held(Image.Image):
 
     @classmethod
     def of(cls, image: Image.Image) -> Held:
-        """Return a copy; the pixels of 12 megapixels take milliseconds, their digest .15 s."""
+        """Return a copy: of 12 megapixels it takes milliseconds, their digest .15 s."""
         if isinstance(image, cls):
             return image
         held: Any = image.copy()
@@ -250,18 +254,16 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     raise ImageError(f"No picture at {shown!r}: {found}. Check the path; this run's folder is {os.getcwd()!r}.")
 
 
-def _read(
-    file: Path | IO[bytes], name: str, max_pixels: int | None, formats: tuple[str, ...] | None = None
-) -> Image.Image:
+def _opened(file: Any, name: str, max_pixels: int | None, formats: tuple[str, ...] | None) -> Image.Image:
     Image.init()
-    formats = formats or tuple(kind for kind in Image.ID if kind not in _STARTS_PROGRAMS)
     try:
         with _whole():
-            image = Image.open(file, formats=formats)
+            return Image.open(file, formats=formats or [kind for kind in Image.ID if kind not in _STARTS_PROGRAMS])
     except Image.DecompressionBombError as error:
+        limit = "none" if max_pixels is None else f"{max_pixels:,}"
         raise ImageError(
             f"{name} has more pixels than Pillow decodes ({2 * (Image.MAX_IMAGE_PIXELS or 0):,}); the limit here is "
-            f"{_limit(max_pixels)}. Make it smaller first, or, if you trust the file, set PIL.Image.MAX_IMAGE_PIXELS "
+            f"{limit}. Make it smaller first, or, if you trust the file, set PIL.Image.MAX_IMAGE_PIXELS "
             "= None and give max_pixels=None (--max-pixels 0)."
         ) from error
     except UnidentifiedImageError as error:
@@ -274,20 +276,6 @@ def _read(
         raise ImageError(f"{name} may not be read: {error.strerror}. Check the file's permissions.") from error
     except Exception as error:  # as above: header parsers stumble in many ways
         raise _corrupt(name, error) from error
-    with image:
-        return as_rgb(image, max_pixels=max_pixels)
-
-
-def _check_size(image: Image.Image, name: str, max_pixels: int | None) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(f"{name} is {width} x {height}: it has no pixels. Give a picture of at least 1 x 1.")
-    if max_pixels is not None and width * height > max_pixels:
-        raise ImageError(
-            f"{name} is {width} x {height}, {width * height:,} pixels; the limit is {_limit(max_pixels)}, so that a "
-            "small file can't fill the memory. Make it smaller first, image.thumbnail((4096, 4096)); models see far "
-            f"less anyway. Or raise the limit: load_image(..., max_pixels={width * height}) (--max-pixels)."
-        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -300,13 +288,15 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _flattened(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """Return RGB and what was lost on the way."""
-    if image.mode in _WIDE_GREY:
-        grey = np.asarray(image).astype(np.uint16)
-        return from_array(grey).convert("RGB"), ["16-bit greys, scaled to 8 bits"]
-    if image.mode == "I":
-        return from_array(_integers(image)).convert("RGB"), ["greys of more than 8 bits, scaled to 8 bits"]
-    if image.mode == "F":
-        return from_array(_floats(image)).convert("RGB"), ["floating-point greys, scaled to 8 bits"]
+    if image.mode in _WIDE_GREY or image.mode in ("I", "F"):
+        values, what = np.asarray(image), "16-bit greys"
+        if image.mode == "F":  # those that go to 255 are taken for 0 to 255
+            values, what = values / 255 if 1 < values.max() <= 255 else values, "floating-point greys"
+        elif image.mode == "I":
+            values, what = _integers(values), "greys of more than 8 bits"
+        else:
+            values = values.astype(np.uint16)
+        return from_array(values).convert("RGB"), [f"{what}, scaled to 8 bits"]
     if image.mode == "LAB":
         plain = ImageCms.profileToProfile(
             image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
@@ -320,13 +310,11 @@ def _flattened(image: Image.Image) -> tuple[Image.Image, list[str]]:
             return with_alpha.convert("RGB"), []
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, with_alpha).convert("RGB"), ["transparent pixels, laid over white"]
-    kept = notes(image)
-    return (image if image.mode == "RGB" else image.convert("RGB")), kept
+    return (image if image.mode == "RGB" else image.convert("RGB")), notes(image)
 
 
-def _integers(image: Image.Image) -> NDArray[Any]:
+def _integers(values: NDArray[Any]) -> NDArray[Any]:
     """Return 32-bit greys as 8 or 16 bits, whichever holds them: the mode doesn't say its range."""
-    values = np.asarray(image)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         raise ImageError(
@@ -334,16 +322,6 @@ def _integers(image: Image.Image) -> NDArray[Any]:
             "Scale them to 0 to 255 and give uint8."
         )
     return values.astype(np.uint8 if high <= 255 else np.uint16)
-
-
-def _floats(image: Image.Image) -> NDArray[Any]:
-    """Return float greys as 0 to 1; those that go to 255 are taken for 0 to 255."""
-    values = np.asarray(image)
-    return values / 255 if 1 < values.max() <= 255 else values
-
-
-def _limit(max_pixels: int | None) -> str:
-    return "none" if max_pixels is None else f"{max_pixels:,}"
 
 
 def _corrupt(name: str, error: Exception) -> ImageError:

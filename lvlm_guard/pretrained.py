@@ -69,11 +69,8 @@ def load_model(
     if wanted == "auto" and where.type == "cpu" and getattr(config, "dtype", None) == torch.float16:
         wanted = torch.bfloat16
     processor = _read(name, place, lambda: AutoProcessor.from_pretrained(place, **at))
-    model = _read(
-        name,
-        place,
-        lambda: AutoModelForImageTextToText.from_pretrained(place, config=config, dtype=wanted, **at),
-    )
+    load = AutoModelForImageTextToText.from_pretrained
+    model: Any = _read(name, place, lambda: load(place, config=config, dtype=wanted, **at))
     if getattr(processor, "tokenizer", None) is None:
         raise UnsupportedModelError(
             f"{name!r} has no processor for pictures and text: preprocessor_config.json is amiss."
@@ -81,19 +78,15 @@ def load_model(
     processor.tokenizer.padding_side = "left"  # answers of a batch start in one column
     # InstructBLIP's processor would pad the Q-Former's text so too, and its positions would follow the batch
     processor.tokenizer.init_kwargs.pop("padding_side", None)
-    ready: Any = model
-    ready = ready.to(where).eval()
-    return (ready if adapter is None else with_adapters(ready, {"default": adapter})), processor
+    model = model.to(where).eval()
+    return (model if adapter is None else with_adapters(model, {"default": adapter})), processor
 
 
 def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
-    """Return a model with PEFT adapters over it, in evaluation mode; the first one acts.
+    """Return a model, wrapped in place, with PEFT adapters over it, in evaluation mode; the first one acts.
 
-    `model.set_adapter(name)` lets another one act, and within `with model.disable_adapter():` none does.
-
-    Args:
-        model: a transformers model; its modules are wrapped in place.
-        adapters: name -> folder or hub id of what `save_pretrained` wrote.
+    `adapters` are name -> folder or hub id of what `save_pretrained` wrote. `model.set_adapter(name)` lets another one
+    act, and within `with model.disable_adapter():` none does.
 
     Raises:
         WeightsError: one can't be had, or was made for another model.
@@ -137,10 +130,7 @@ def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[s
     Args:
         processor: a guarded or plain one.
         pictures: for each prompt its pictures, RGB.
-        prompts: as a user writes them.
-
-    Raises:
-        TextError: a prompt is empty.
+        prompts: as a user writes them; an empty one raises `TextError`.
     """
     texts = templated(processor, pictures, prompts)
     bos = processor.tokenizer.bos_token
@@ -155,11 +145,7 @@ def ask(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[s
 
 
 def templated(processor: Any, pictures: Sequence[Sequence[Image]], prompts: Sequence[str]) -> list[str]:
-    """Return each prompt in the model's chat template, after its pictures' placeholders; see `ask`.
-
-    Raises:
-        TextError: a prompt is empty.
-    """
+    """Return each prompt in the model's chat template, after its pictures' placeholders; see `ask`."""
     family = Family()
     texts = []
     for images, prompt in zip(pictures, prompts, strict=True):
@@ -179,12 +165,11 @@ def spoken(processor: Any, tokens: Sequence[int]) -> str:
 def unknown_words(processor: Any, prompt: str) -> list[str]:
     """Return the words of a prompt that a word-level tokenizer does not know."""
     unknown = processor.tokenizer.unk_token_id
-    if unknown is None:
-        return []
-    ids = processor.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    if unknown not in ids:
-        return []
-    return [w for w in prompt.split() if unknown in processor.tokenizer(w, add_special_tokens=False)["input_ids"]]
+
+    def holds(text: str) -> bool:
+        return unknown is not None and unknown in processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    return [word for word in prompt.split() if holds(word)] if holds(prompt) else []
 
 
 def usable_device(name: str) -> torch.device:

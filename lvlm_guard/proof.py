@@ -109,17 +109,16 @@ def check(
         method, sent: the guard that has to have run, and the knobs that were asked for.
         proof, first: what this answer says, and what the first one said: knobs may not change later.
 
-    Raises:
-        UnprovedError: there is none, or it is of another guard or of other knobs.
+    Raises `UnprovedError` where there is none, or it is of another guard or of other knobs.
     """
     ran = proof.method if proof else None
-    if method is None and ran is not None:
+    if method is None:
+        if ran is None:
+            return proof
         raise UnprovedError(
             f"{name!r} answers with the guard {ran} on, so it can't be the plain model that guards are compared with. "
             "Give --model the plain name."
         )
-    if method is None:
-        return proof
     if proof is None or ran is None:
         what = "does not say whether its guard ran" if proof is None else "says that no guard ran"
         raise UnprovedError(
@@ -145,7 +144,7 @@ def check(
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Return whether two values of a knob are the same, however they were written."""
+    """Tell whether two values of a knob are the same, however they were written."""
     try:
         return float(one) == float(other)
     except (TypeError, ValueError):

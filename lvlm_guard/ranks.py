@@ -31,11 +31,7 @@ class Place:
 
     @classmethod
     def here(cls) -> Place:
-        """Return the place that torchrun gave this process, the only one where it gave none.
-
-        Raises:
-            KnobError: RANK and WORLD_SIZE don't fit together.
-        """
+        """Return the place that torchrun gave this process, the only one where it gave none; may raise `KnobError`."""
         rank, world = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE"))
         if rank is None or world is None:
             return cls()

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from lvlm_guard import methods
-from lvlm_guard.api import parts_of, resolve
+from lvlm_guard.api import combined, parts_of, resolve
 from lvlm_guard.engine.method import Method
 from lvlm_guard.errors import KnobError
 from lvlm_guard.evals.decoders.decoder import PAPER, REFERENCE, SAMPLED, Decoder
@@ -54,17 +54,15 @@ def decoders_of(
     Raises `UnknownNameError` (no such method), `KnobError` (an unknown or impossible knob; matchers that no method
     takes).
     """
-    own: dict[str, Any] = {}
-    for name in methods_of(settings.methods, settings.knobs):
-        parts = []
-        for part in parts_of(name):
-            knobs = dict(settings.knobs.get(part, {}))
-            method: Any = resolve(part, knobs)
-            method.ready()
-            if objects is not None and hasattr(method, "objects") and "objects" not in knobs:
-                method = replace(method, objects=tuple(objects))
-            parts.append(method)
-        own[name] = parts[0] if len(parts) == 1 else resolve(parts)
+
+    def ready(part: str) -> Method:
+        knobs = dict(settings.knobs.get(part, {}))
+        method: Any = resolve(part, knobs)
+        method.ready()
+        takes = objects is not None and hasattr(method, "objects") and "objects" not in knobs
+        return replace(method, objects=tuple(objects or ())) if takes else method
+
+    own: dict[str, Any] = {name: combined(name, ready) for name in methods_of(settings.methods, settings.knobs)}
     _check(settings, own)
     made = [_GREEDY]
     for name, places in adapters_of(settings).items():

@@ -99,7 +99,7 @@ def method_of(name: str, knobs: Sequence[str] | None) -> Any:
         UnknownNameError: no method has this name.
         KnobError: no such knob, or a value that it can't take.
     """
-    from lvlm_guard.api import parts_of, resolve
+    from lvlm_guard.api import combined, parts_of, resolve
     from lvlm_guard.knobs import defaults_of, read_knob
 
     parts = parts_of(name)
@@ -115,8 +115,7 @@ def method_of(name: str, knobs: Sequence[str] | None) -> Any:
             raise usage(f"--knob {pair!r}: {part!r} is none of {', '.join(parts)}.")
         own = part or name
         given[own][knob] = read_knob(knob, value.strip(), defaults[own].get(knob))
-    made = [resolve(part, given[part]) for part in parts]
-    return made[0] if len(made) == 1 else resolve(made)
+    return combined(name, lambda part: resolve(part, given[part]))
 
 
 def knob_value(method: str, knob: str, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a text asks of somebody who only knows which objects are in a picture, and how many.
+"""What a text asks of somebody who only knows which objects are in a picture, and how many; whether it wants yes or no.
 
 The first rule that fits: "is/are there a dog ...?" asks whether one is there; "are there two dogs?" whether so many
 are; a text that names known objects ("is the dog brown?") needs them all, and more; anything else is not for him.
@@ -64,8 +64,7 @@ class Asked:
     Args:
         kind: "exists", "counts" (of one object), "needs" (all of some objects, and more), or "nothing".
         objects: by name.
-        number: how many are asked for, where it "counts".
-        at_least: whether more are as right.
+        number, at_least: how many are asked for, where it "counts", and whether more are as right.
     """
 
     kind: Kind
@@ -130,3 +129,57 @@ def _spellings(known: frozenset[str]) -> Spellings[tuple[str, bool]]:
 
 def _number(word: str) -> int | None:
     return int(word) if word.isdigit() else _NUMBERS.get(word.lower())
+
+
+YES = Vocabulary((("yes", ("yes",)),), plurals=False)
+"""The one word whose first pieces stand for the claim."""
+
+_OPENER = re.compile(
+    r"(is|are|was|were|am|do|does|did|can|could|has|have|had|will|would|should|shall|may|might|must)\b(?!'| not )"
+)
+_REQUEST = re.compile(
+    r"(can|could|will|would) (you|we|i) (please )?"
+    r"(?!see|spot|find|notice|detect|identify|recogni|observe|tell if|tell whether)"
+)
+_SENTENCE = re.compile(r"[^.?!\n]+[.?!]?")
+_ABOUT_THE_ANSWER = re.compile(
+    r"(please )?(just |simply |only )?(answer|reply|respond)\b.*\b(yes|no|true|false|words?|phrase|briefly|shortly)\b"
+)
+
+
+def wants_nothing_else(question: str) -> bool:
+    """Return whether a text asks for nothing but its `yes_no_claim`, as "Is it nice? Answer with yes or no." does."""
+    sentences = [" ".join(sentence.lower().split()).strip(" .?!") for sentence in _SENTENCE.findall(question)]
+    return sum(bool(sentence) and not _ABOUT_THE_ANSWER.match(sentence) for sentence in sentences) <= 1
+
+
+def yes_no_claim(question: str) -> str | None:
+    """Return the sentence that a "yes" would affirm, or None where the question wants no yes or no.
+
+    It is the first sentence with a question mark, or without any the first sentence, if it begins with is, are,
+    do, does, can, was, has, ... Requests ("Can you describe ...?") and choices ("Is it a cat or a dog?") want another
+    answer, and so do negated questions ("Isn't it a cat?"), whose "yes" is ambiguous.
+    """
+    sentences = [sentence.strip() for sentence in _SENTENCE.findall(question) if sentence.strip(" .?!")]
+    asked = next((sentence for sentence in sentences if sentence.endswith("?")), sentences[0] if sentences else "")
+    plain = " ".join(asked.lower().split())
+    if not _OPENER.match(plain) or _REQUEST.match(plain):
+        return None
+    if " or " in re.sub(r"\b(yes or no|or not|or more|or less)\b", "", plain):
+        return None
+    return asked
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an answer may claim: what "yes" would (None: the question wants no yes or no), and objects too or alone."""
+
+    yes: str | None
+    objects: bool
+
+
+@lru_cache(maxsize=1024)
+def wanted(question: str, claim: str | None = None) -> Wanted:
+    """Return what the answer to a question may claim; `claim` is what "yes" would, where the caller says so."""
+    yes = claim or yes_no_claim(question)
+    return Wanted(yes, yes is None or not (claim or wants_nothing_else(question)))

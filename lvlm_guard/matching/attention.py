@@ -38,11 +38,9 @@ class Attention(Matcher):
 def attended(call: Call) -> list[Tensor]:
     """Return how much the last token of each prompt attends to each of its image tokens, [n] a request.
 
-    The mean over the heads of the second half of the layers, from one more reading of the prompt.
-
-    Raises:
-        UnsupportedModelError: the model's layers have no softmax attention that can be read.
-        UnsupportedCallError: the prompts hold no image tokens; MissingViewError: see `Call.opening`.
+    The mean over the heads of the second half of the layers, from one more reading of the prompt. Raises
+    `UnsupportedModelError` where the layers have no softmax attention that can be read, `UnsupportedCallError` where
+    the prompts hold no image tokens, and as `Call.opening`.
     """
     made, decoder = call.opening, call.decoder
     ids = made["input_ids"].to(call.device)

@@ -105,16 +105,16 @@ class BlipITM(Remembering):
         dtype: torch.dtype | None = None,
         layer: int | None = None,
     ) -> BlipITM:
-        """Load a matcher from a folder or a hub id.
+        """Load a matcher from a folder made by `save_pretrained`, or a hub id.
 
         Args:
-            source: "Salesforce/blip-itm-large-coco", or a folder made by `save_pretrained`.
+            source: "Salesforce/blip-itm-large-coco", for example.
             device: where it runs; None is the CPU.
             dtype: torch.float32 (None; AGLA's), or torch.bfloat16: half the memory, maps about the same.
             layer: see the class.
 
         Raises:
-            WeightsError: the weights can't be had; the message says how to fetch them.
+            WeightsError: the weights can't be had.
             UnsupportedModelError: what is there is no BLIP with an image-text matching head.
             KnobError: the dtype would underflow in the gradient (float16), or the layer is none.
         """

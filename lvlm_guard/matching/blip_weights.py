@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,39 +32,30 @@ def read_blip(
     """
     from transformers import AutoConfig, AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessor
 
-    place = str(source)
+    place, fetched = str(source), how_to_fetch(LARGE, USE)
     if isinstance(source, PathLike) and not Path(source).is_dir():
-        raise WeightsError(f"There is no folder {place!r} with a matcher. {how_to_fetch(LARGE, USE)}")
-    config = _read(place, lambda: AutoConfig.from_pretrained(place))
+        raise WeightsError(f"There is no folder {place!r} with a matcher. {fetched}")
+
+    def had(kind: Any, **how: Any) -> Any:
+        damaged, absent = f"The folder is incomplete or damaged. {fetched}", how_to_fetch(place, USE)
+        load = kind.from_pretrained
+        return read(f"The matcher {place!r}", place, lambda: load(place, **how), damaged=damaged, absent=absent)
+
+    config = had(AutoConfig)
     if config.model_type != "blip":
         raise UnsupportedModelError(
             f"{place!r} holds a model of the type {config.model_type!r}, but the matcher `blip-itm` needs a BLIP "
             f"image-text retrieval model, such as {LARGE}."
         )
-    loaded = _read(
-        place,
-        lambda: BlipForImageTextRetrieval.from_pretrained(place, config=config, dtype=dtype, output_loading_info=True),
-    )
-    model, report = loaded
+    model, report = had(BlipForImageTextRetrieval, config=config, dtype=dtype, output_loading_info=True)
     if report["missing_keys"]:
         raise UnsupportedModelError(
             f"{place!r} is a BLIP without the weights {', '.join(sorted(report['missing_keys'])[:3])}, ...: a model "
             f"for captions or answers has no matching head, and random ones would match at random. Use {LARGE}."
         )
-    tokenizer = _read(place, lambda: AutoTokenizer.from_pretrained(place))
-    pixels = _read(place, lambda: BlipImageProcessor.from_pretrained(place))
+    tokenizer, pixels = had(AutoTokenizer), had(BlipImageProcessor)
     name = Path(place).resolve().name if Path(place).is_dir() else place
     return model, tokenizer, list(pixels.image_mean), list(pixels.image_std), name
-
-
-def _read(place: str, load: Callable[[], Any]) -> Any:
-    return read(
-        f"The matcher {place!r}",
-        place,
-        load,
-        damaged=f"The folder is incomplete or damaged. {how_to_fetch(LARGE, USE)}",
-        absent=how_to_fetch(place, USE),
-    )
 
 
 def gradcam_layer(config: Any, layer: int | None = None) -> int:
@@ -101,11 +91,12 @@ def gradcam_layer(config: Any, layer: int | None = None) -> int:
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
-    """Return the token in front of a text in the ITM pass."""
-    if "[ENC]" in tokenizer.get_vocab():
-        return int(tokenizer.get_vocab()["[ENC]"])
-    # BLIP appends [DEC] and [ENC] to BERT's vocabulary; its published tokenizer lacks both
-    return rows - 1 if len(tokenizer) < rows else int(tokenizer.cls_token_id or 0)
+    """Return the token in front of a text in the ITM pass.
+
+    BLIP appends [DEC] and [ENC] to BERT's vocabulary; its published tokenizer lacks both.
+    """
+    found = tokenizer.get_vocab().get("[ENC]")
+    return int((rows - 1 if len(tokenizer) < rows else tokenizer.cls_token_id or 0) if found is None else found)
 
 
 def version_of(name: str, model: BlipForImageTextRetrieval, layer: int) -> str:
@@ -113,7 +104,6 @@ def version_of(name: str, model: BlipForImageTextRetrieval, layer: int) -> str:
     parts: Any = model
     heads = (parts.itm_head, parts.text_proj, parts.vision_proj, parts.text_encoder.encoder.layer[layer].crossattention)
     seen = hashlib.blake2b(digest_size=4)
-    for head in heads:
-        for weight in head.parameters():
-            seen.update(weight.detach().float().cpu().numpy().tobytes())
+    for weight in (weight for head in heads for weight in head.parameters()):
+        seen.update(weight.detach().float().cpu().numpy().tobytes())
     return f"{name}@{seen.hexdigest()} layer {layer} {str(model.dtype).removeprefix('torch.')}"

@@ -66,13 +66,8 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
 def _lines(call: Call, units: Tensor, sizes: Tensor | None) -> list[Tensor]:
     """Return the cells of each picture, [n], line after line of each picture or of each of its tiles.
 
-    Args:
-        call: whose pictures they are.
-        units: pictures or tiles of them, request after request, [units, 3, H, W].
-        sizes: height and width of each picture before it was padded, [pictures, 2]; None where none was.
-
-    Raises:
-        UnsupportedModelError: the tokens are not so many.
+    `units` are pictures or tiles of them, request after request, [units, 3, H, W]; `sizes` the height and width of each
+    picture before it was padded, [pictures, 2]. Raises `UnsupportedModelError` where the tokens are not so many.
     """
     tokens, views = call.image_positions.sum(-1).tolist(), len(call.pictures.views())
     tiled = len(units) != views

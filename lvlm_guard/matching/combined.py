@@ -26,14 +26,11 @@ from lvlm_guard.matching.match import ABSTAIN, Match, Matcher
 
 
 class Combined(Matcher):
-    """A matcher of several.
+    """A matcher of several; raises `KnobError` where they are fewer than two, or the weights are none.
 
     Args:
         parts: two or more, the one whose maps come first at the front.
         weights: of each, above 0, for weighted means of odds and of maps; None for equal odds and the first's map.
-
-    Raises:
-        KnobError: fewer than two, or weights that are none.
     """
 
     def __init__(self, parts: Sequence[Matcher], weights: Sequence[float] | None = None) -> None:
@@ -143,11 +140,7 @@ class Foreign(Matcher):
         return str(getattr(self.call, "version", name))
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with text i.
-
-        Raises:
-            KnobError: the callable gave something else than one `Match` with a map [h, w], or a map, for each picture.
-        """
+        """Match image i with text i; raises `KnobError` where the callable gave something else."""
         matches = [_as_match(found) for found in self.call(list(images), list(texts))]
         sound = all(isinstance(match, Match) and getattr(match.relevance, "ndim", 0) == 2 for match in matches)
         if len(matches) != len(images) or not sound:

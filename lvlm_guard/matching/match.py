@@ -88,21 +88,17 @@ class Matcher(ABC):
 
     @abstractmethod
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with text i.
+        """Match image i with text i; raises `TextError` where one is empty.
 
         Args:
             images: RGB pictures of any size; the same picture may come with several texts.
             texts: one for each image, as the user asked them.
-
-        Raises:
-            TextError: a text is empty.
         """
 
     def support(self, image: Image.Image, claims: Sequence[str]) -> Tensor:
         """Return the probability that each claim holds in the picture, [n] float32 in (0, 1).
 
-        Raises:
-            UnsupportedCallError: this matcher gives maps only.
+        Raises `UnsupportedCallError` where this matcher gives maps only.
         """
         if type(self).support_pairs is Matcher.support_pairs:
             raise self._gives_maps_only()
@@ -140,8 +136,7 @@ class Matcher(ABC):
             at: above 0 to 1; what the matcher abstains on is never returned.
             among: None for COCO's categories.
 
-        Raises:
-            UnsupportedCallError: this matcher gives maps only.
+        Raises as `support`.
         """
         claims = {claim_about(name): name for name in (among or Vocabulary.of(None)).names}
         known = [claim for claim, knows in zip(claims, self.knows(list(claims)), strict=True) if knows]
@@ -156,8 +151,7 @@ class Matcher(ABC):
     def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Tensor:
         """Return how similar each picture is to each text, [N, M] float32, comparable within a row.
 
-        Raises:
-            UnsupportedCallError: this matcher answers about one picture and one text at a time.
+        Raises `UnsupportedCallError` where this matcher answers about one picture and one text at a time.
         """
         raise UnsupportedCallError(
             f"The matcher {self.version!r} does not compare texts by similarity. Use one that does, such as "
@@ -185,12 +179,7 @@ class Matcher(ABC):
 
 
 class Remembering(Matcher):
-    """A matcher with a model, which matches each distinct pair of picture and text once.
-
-    Args:
-        model: that answers.
-        version: see `Matcher`.
-    """
+    """A matcher with a model, which matches each distinct pair of picture and text once."""
 
     at_once = 16
     """Pairs in one pass with gradients."""
@@ -218,16 +207,7 @@ class Remembering(Matcher):
         self._seen.clear()
 
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
-        """Match image i with text i; each distinct pair is computed once.
-
-        Args:
-            images: RGB pictures of any size.
-            texts: as the user asked them.
-
-        Raises:
-            TextError: a text is empty.
-            LogitsError: a map holds NaN.
-        """
+        """See `Matcher`; raises `LogitsError` where a map holds NaN."""
         asked = [(digest(image), self._asked(text)) for image, text in zip(images, texts, strict=True)]
         pictures = dict(zip(asked, images, strict=True))
 
@@ -278,13 +258,10 @@ def painted(image: Image.Image, keep: NDArray[np.bool_], frame: Frame = "squashe
         image: the picture that was matched.
         keep: its mask, [h, w].
         frame: "squashed" gives a picture of the mask's size (384 x 384 for BLIP), as AGLA's release does; "original"
-            keeps the picture's own size and shape and enlarges the mask to it, nearest pixel.
+            keeps the picture's own size and shape and enlarges the mask to it, nearest pixel; else raises `KnobError`.
 
     Returns:
         An RGB picture.
-
-    Raises:
-        KnobError: another frame.
     """
     if frame not in ("squashed", "original"):
         raise KnobError(f"frame is {frame!r}: give 'squashed' (the matcher's square) or 'original' (its shape).")
@@ -292,8 +269,6 @@ def painted(image: Image.Image, keep: NDArray[np.bool_], frame: Frame = "squashe
     if frame == "squashed":
         base = squash(image, width, height)
     else:
-        base = image if image.mode == "RGB" else image.convert("RGB")
-        if base.size != (width, height):
-            enlarged = Image.fromarray(keep).resize(base.size, Image.Resampling.NEAREST)
-            keep = np.asarray(enlarged, dtype=bool)
+        base = squash(image, *image.size)
+        keep = np.asarray(Image.fromarray(keep).resize(base.size, Image.Resampling.NEAREST), dtype=bool)
     return Image.fromarray(np.asarray(base) * keep[..., None])

@@ -52,17 +52,13 @@ class Recent(Generic[Key, Value]):
     def put(self, key: Key, value: Value, size: int = 1) -> None:
         """Hold a value; the least recently used ones go where the sum would exceed the capacity."""
         with self._lock:
-            self._drop(key)
-            if size > self.capacity:
-                return
-            self._held[key] = (value, size)
-            self._size += size
+            if key in self._held:
+                self._size -= self._held.pop(key)[1]
+            if size <= self.capacity:
+                self._held[key] = (value, size)
+                self._size += size
             while self._size > self.capacity:
-                self._drop(next(iter(self._held)))
-
-    def _drop(self, key: Key) -> None:
-        if key in self._held:
-            self._size -= self._held.pop(key)[1]
+                self._size -= self._held.popitem(last=False)[1][1]
 
     def filled(
         self,

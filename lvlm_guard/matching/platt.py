@@ -12,6 +12,9 @@ from lvlm_guard.errors import KnobError
 CLIP = 1e-3
 """Probabilities are clipped to [CLIP, 1 - CLIP], so that one vote weighs 6.9 nats at most."""
 
+COLDEST, HOTTEST = 1e-3, 10.0
+"""Bounds of a fitted temperature; CLIP's own is 0.01."""
+
 
 def log_odds(p: float, least: float = CLIP) -> float:
     """Return the log-odds of a probability, nats, once clipped to [least, 1 - least]."""
@@ -26,8 +29,7 @@ def platt(scores: NDArray[np.float64], labels: NDArray[np.bool_], *, balanced: b
     (Platt, "Probabilistic outputs for support vector machines", 1999).
 
     Args:
-        scores: [n], on any scale.
-        labels: [n].
+        scores, labels: [n]; scores on any scale.
         balanced: count both labels as often as each other, so that 0.5 is where the score tells nothing, however rare
             one of them is among these.
 
@@ -56,10 +58,6 @@ def platt(scores: NDArray[np.float64], labels: NDArray[np.bool_], *, balanced: b
             break
     slope = float(fitted[0]) / spread
     return slope, float(fitted[1]) - slope * centre
-
-
-COLDEST, HOTTEST = 1e-3, 10.0
-"""Bounds of a fitted temperature; CLIP's own is 0.01."""
 
 
 def fit_tau(scores: NDArray[np.float64], true: NDArray[np.bool_]) -> float:

@@ -4,18 +4,15 @@
     heat_map   enlarge by a cubic B-spline, blur -> a side x side map in [0, 1]
     keep_mask  the best-ranked share of it       -> the pixels that stay
 
-Source: AGLA (arXiv:2406.12718), as its release computes it (Lackel/AGLA at efa1263; LAVIS'
-`compute_gradcam` and `getAttMap`). Everything is batched and stays on its device: enlarging and
-blurring are linear and separable, so each is one small matrix, taken from SciPy once a size.
-
-Differs from the release where a map is constant: it divides 0 by 0 and keeps the whole picture by way
-of NaN. Here such a map is 1 everywhere, which keeps the whole picture too.
+Source: AGLA (arXiv:2406.12718), as its release computes it (Lackel/AGLA at efa1263; LAVIS' `compute_gradcam` and
+`getAttMap`). Everything is batched and stays on its device: enlarging and blurring are linear and separable, so each is
+one small matrix, taken from SciPy once a size. Where a map is constant, the release divides 0 by 0 and keeps the whole
+picture by way of NaN; here such a map is 1 everywhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -26,11 +23,8 @@ from torch import Tensor
 
 from lvlm_guard.errors import ImageError, LogitsError
 
-BLUR = 0.02
-"""Standard deviation of the blur, as a share of the map's side (7.68 pixels of 384)."""
-
-CAP = 1 - 1e-5
-"""Upper bound of the keep ratio."""
+BLUR = 0.02  # standard deviation of the blur, as a share of the map's side (7.68 pixels of 384)
+CAP = 1 - 1e-5  # upper bound of the keep ratio
 
 
 def content_weights(attention_mask: Tensor) -> Tensor:
@@ -52,8 +46,7 @@ def gradcam(attention: Tensor, gradient: Tensor, attention_mask: Tensor) -> Tens
     """Return relu(gradient) * attention, averaged over heads and content tokens, as a square map.
 
     Args:
-        attention: cross-attention probabilities, [B, heads, L, 1 + g*g]; column 0 is the image's class
-            token and is dropped.
+        attention: cross-attention probabilities, [B, heads, L, 1 + g*g]; column 0, the image's class token, is dropped.
         gradient: of the matching logit with respect to them, same shape.
         attention_mask: [B, L] of 0 and 1, padding on the right.
 
@@ -71,22 +64,15 @@ def share_on_class(attention: Tensor, attention_mask: Tensor) -> Tensor:
     return (attention[..., 0].float().mean(1) * content_weights(attention_mask)).sum(-1)
 
 
-@lru_cache(maxsize=16)
 def spline_matrix(cells: int, side: int) -> NDArray[np.float64]:
     """Return the [side, cells] matrix that enlarges one axis by a cubic B-spline, zeros outside.
 
-    Equals `scipy.ndimage.zoom(..., order=3, mode="grid-constant", grid_mode=True)` along that axis, which is what
-    `skimage.transform.resize(..., order=3, mode="constant")` computes since scikit-image 0.19.
+    It is what `skimage.transform.resize(..., order=3, mode="constant")` computes along it since scikit-image 0.19.
     """
-    unit = np.eye(cells)
-    zoomed = [
-        ndimage.zoom(unit[i], side / cells, order=3, mode="grid-constant", cval=0.0, grid_mode=True)
-        for i in range(cells)
-    ]
-    return np.stack(zoomed, axis=1)
+    how = {"order": 3, "mode": "grid-constant", "cval": 0.0, "grid_mode": True}
+    return np.stack([ndimage.zoom(unit, side / cells, **how) for unit in np.eye(cells)], axis=1)
 
 
-@lru_cache(maxsize=16)
 def blur_matrix(side: int, sigma: float) -> NDArray[np.float64]:
     """Return the [side, side] matrix of `scipy.ndimage.gaussian_filter1d(..., sigma)`, edges mirrored."""
     blurred: NDArray[np.float64] = ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode="reflect", truncate=4.0)
@@ -94,13 +80,11 @@ def blur_matrix(side: int, sigma: float) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=16)
-def _operators(cells: int, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    def moved(matrix: NDArray[np.float64]) -> Tensor:
-        return torch.from_numpy(matrix).float().to(device)
-
+def _operators(cells: int, side: int, device: torch.device) -> list[Tensor]:
     # a caller's inference_mode would make tensors here that a later caller's autograd refuses
     with torch.inference_mode(False):
-        return moved(spline_matrix(cells, side)), moved(blur_matrix(side, BLUR * side))
+        matrices = spline_matrix(cells, side), blur_matrix(side, BLUR * side)
+        return [torch.from_numpy(matrix).float().to(device) for matrix in matrices]
 
 
 def heat_map(cam: Tensor, side: int) -> Tensor:
@@ -138,9 +122,7 @@ def keep_index(score: float, pixels: int) -> int:
     """Return the rank, from 0, of the last pixel kept: int(pixels * min(1 - score / 2, 1 - 1e-5)).
 
     Computed in float32 below the cap, as the release does. A score of 1 keeps half, 0 or less all but one of 147456.
-
-    Raises:
-        LogitsError: the score is NaN.
+    Raises `LogitsError` where the score is NaN.
     """
     if math.isnan(score):
         raise LogitsError(
@@ -152,39 +134,25 @@ def keep_index(score: float, pixels: int) -> int:
 
 
 def keep_mask(relevance: Tensor, score: float) -> Tensor:
-    """Mark the pixels at least as relevant as the one ranked `keep_index`.
+    """Mark the pixels at least as relevant as the one ranked `keep_index`, [h, w] bool, more only where values tie.
 
     Args:
         relevance: [h, w], higher matters more.
         score: match score; higher keeps less, 1 about half, 0 or less everything.
 
-    Returns:
-        [h, w] bool with `keep_index(score, h * w) + 1` pixels kept, more only where values tie.
-
     Raises:
         ImageError: the map is empty or holds NaN.
         LogitsError: the score is NaN.
     """
-    return _best(relevance, lambda pixels: keep_index(score, pixels))
+    return _best(relevance, keep_index(score, max(relevance.numel(), 1)))
 
 
 def keep_share(relevance: Tensor, share: float) -> Tensor:
-    """Mark the most relevant share of the pixels, at least one, more only where values tie.
-
-    Args:
-        relevance: [h, w], higher matters more.
-        share: above 0 to 1.
-
-    Returns:
-        [h, w] bool.
-
-    Raises:
-        ImageError: the map is empty or holds NaN.
-    """
-    return _best(relevance, lambda pixels: max(round(pixels * share), 1) - 1)
+    """Mark the most relevant share of the pixels, above 0 to 1, but one at least; as `keep_mask`."""
+    return _best(relevance, max(round(relevance.numel() * share), 1) - 1)
 
 
-def _best(relevance: Tensor, last: Callable[[int], int]) -> Tensor:
+def _best(relevance: Tensor, last: int) -> Tensor:
     """Mark the pixels at least as relevant as the one of the last rank kept, from 0."""
     pixels = relevance.numel()
     if pixels == 0 or torch.isnan(relevance).any():
@@ -192,7 +160,7 @@ def _best(relevance: Tensor, last: Callable[[int], int]) -> Tensor:
             f"The relevance map of shape {tuple(relevance.shape)} is empty or holds NaN: no pixel has a rank."
         )
     # the value ranked `index` from the top is the (pixels - index)-th smallest; no full sort is needed
-    return relevance >= relevance.flatten().kthvalue(pixels - last(pixels)).values
+    return relevance >= relevance.flatten().kthvalue(pixels - last).values
 
 
 def kept_tokens(relevance: Tensor, share: float) -> Tensor:

@@ -16,11 +16,8 @@ from lvlm_guard.errors import TextError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WORDS = 50
-"""Words kept of a text before it is tokenised."""
-
-PIECES = 35
-"""Word pieces kept of a text, the two specials included."""
+WORDS = 50  # kept of a text before it is tokenised
+PIECES = 35  # kept of a text, the two specials included
 
 _DROPPED = re.compile(r"[.!\"()*#:;~]")
 _BLANKS = re.compile(r"\s{2,}")
@@ -29,10 +26,7 @@ _BLANKS = re.compile(r"\s{2,}")
 def prepare(text: str) -> str:
     """Return the text as the matcher's training saw it: lower case, less punctuation, at most 50 words.
 
-    `?`, `,`, `/` and `'` stay. Preparing twice changes nothing.
-
-    Raises:
-        TextError: nothing is left of the text.
+    `?`, `,`, `/` and `'` stay. Preparing twice changes nothing. Raises `TextError` where nothing is left.
     """
     words = _words(text)[:WORDS]
     if not words:
@@ -50,13 +44,7 @@ def _words(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class MatchingText:
-    """A text, tokenised for the matcher.
-
-    Args:
-        prepared: the cleaned text.
-        ids: word pieces with the two specials around them.
-        note: what was cut off, None where nothing was.
-    """
+    """A text for the matcher: cleaned, its word pieces with the two specials around them, and what was cut off."""
 
     prepared: str
     ids: tuple[int, ...]
@@ -64,12 +52,8 @@ class MatchingText:
 
 
 def tokenise(text: str, tokenizer: PreTrainedTokenizerBase, pieces: int = PIECES) -> MatchingText:
-    """Prepare and tokenise a text, cut to `pieces` with the specials.
-
-    Raises:
-        TextError: no content piece is left between the specials.
-    """
-    prepared = prepare(text)
+    """Prepare and tokenise a text, cut to `pieces` with the specials; raises `TextError` where no content is left."""
+    prepared, words, note = prepare(text), len(_words(text)), None
     whole: list[int] = tokenizer(prepared, add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
     ids = whole if len(whole) <= pieces else [*whole[: pieces - 1], whole[-1]]
     if len(ids) < 3:
@@ -77,12 +61,8 @@ def tokenise(text: str, tokenizer: PreTrainedTokenizerBase, pieces: int = PIECES
             f"The matching text {text!r} holds no piece that the matcher's tokenizer knows. Put it in words, or state "
             "the matching text yourself: processor(..., guard_text='...')."
         )
-    return MatchingText(prepared, tuple(ids), _cut_note(len(_words(text)), len(whole), pieces))
-
-
-def _cut_note(words: int, whole: int, pieces: int) -> str | None:
     if words > WORDS:
-        return f"the matching text has {words} words; the matcher read {WORDS} at most, and {pieces} pieces at most"
-    if whole > pieces:
-        return f"the matching text has {whole} pieces; the matcher read the first {pieces}, specials included"
-    return None
+        note = f"the matching text has {words} words; the matcher read {WORDS} at most, and {pieces} pieces at most"
+    elif len(whole) > pieces:
+        note = f"the matching text has {len(whole)} pieces; the matcher read the first {pieces}, specials included"
+    return MatchingText(prepared, tuple(ids), note)

@@ -35,6 +35,7 @@ _IRREGULAR = {
     "wolf": "wolves", "shelf": "shelves", "scarf": "scarves", "half": "halves", "elf": "elves", "bus": "buses",
     "sheep": "sheep", "scissors": "scissors",
 }  # fmt: skip
+_PLURALS = {r"([^aeiou])y$": r"\1ies", r"ife$": "ives", r"(s|x|z|ch|sh)$": r"\1es"}
 _VERBS = {"is": "are", "was": "were", "has": "have"}
 _SINGULAR = {"a", "an", "one", "this", "that", "each", "every", "another", "the", "his", "her", "its", "their", "my"}
 _SILENT = re.compile(r"(hour|honest|heir)")
@@ -59,10 +60,7 @@ def joined(text: str, before: re.Match[str], after: re.Match[str]) -> bool:
 def named(text: str, known: Container[str], most: int) -> Iterator[Run]:
     """Yield each run of words that is a known spelling, in order; of those within one another the longest.
 
-    Args:
-        text: any, in any case.
-        known: spellings, as `spelled` writes them.
-        most: words of the longest.
+    `known` are spellings as `spelled` writes them, of `most` words at most.
     """
     words, at = list(WORD.finditer(text)), 0
     while at < len(words):
@@ -91,11 +89,9 @@ class Spellings(dict[str, T]):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Objects by name, each with the words that name it, its name first.
+    """Objects in the order of a list, each (name, words that name it, as written but in lower case, its name first).
 
-    Args:
-        objects: (name, words) in the order of the list; words as the user wrote them, lower case.
-        plurals: whether each word's plural names the object too.
+    `plurals` says whether each word's plural names the object too.
     """
 
     objects: tuple[tuple[str, tuple[str, ...]], ...]
@@ -190,15 +186,10 @@ def plural(word: str) -> str:
     for ending, irregular in _IRREGULAR.items():
         if last == ending or (ending in ("man", "woman", "child", "person") and last.endswith(ending)):
             return head + blank + last[: -len(ending)] + irregular
-    if re.search(r"[^aeiou]y$", last):
-        last = last[:-1] + "ies"
-    elif last.endswith("ife"):
-        last = last[:-2] + "ves"
-    elif re.search(r"(s|x|z|ch|sh)$", last):
-        last += "es"
-    else:
-        last += "s"
-    return head + blank + last
+    for ending, by in _PLURALS.items():
+        if re.search(ending, last):
+            return head + blank + re.sub(ending, by, last)
+    return word + "s"
 
 
 TEMPLATE = "is there {article} {object} in the image?"

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lvlm_guard.matching.asking import YES, wanted
 from lvlm_guard.matching.claims import Choice, finder_of
 from lvlm_guard.matching.loading import Spec, load_matcher
 from lvlm_guard.matching.match import ABSTAIN
 from lvlm_guard.matching.platt import log_odds
-from lvlm_guard.matching.questions import YES, wanted
 from lvlm_guard.matching.vocabulary import TEMPLATE, WORD, Vocabulary, claim_about
 
 if TYPE_CHECKING:
@@ -31,12 +31,9 @@ QUESTION = ""
 
 
 def odds_of(choice: Choice, support: Mapping[str, float], again: float) -> dict[int, tuple[str, float]]:
-    """Return what each token that claims something is about, and the log-odds of that, in nats.
+    """Return what each token of a choice that claims something is about, and the log-odds of that, in nats.
 
-    Args:
-        choice: what the survivors of a step would do.
-        support: object -> probability that the picture holds it.
-        again: the most that an object is believed once it is named.
+    `support` is object -> probability that the picture holds it; an object that is named is believed `again` at most.
     """
     votes = {}
     for token, names in choice.reached.items():
@@ -69,26 +66,16 @@ def voted(logits: Tensor, votes: Sequence[tuple[int, int, float]]) -> Tensor:
 
 
 class Naming:
-    """Finds what tokens would claim: objects of a vocabulary, and "yes" to the question.
-
-    Args:
-        tokenizer: of the model that writes the answers.
-        vocabulary: the objects.
-        by_word: name the word itself ("pigeon") instead of its object ("bird").
-    """
+    """Finds what tokens would claim: objects of a vocabulary, and "yes" to the question; arguments as `ClaimFinder`."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: Vocabulary, by_word: bool = False) -> None:
         self._objects = finder_of(tokenizer, vocabulary, by_word)
         self._yes = finder_of(tokenizer, YES)
 
     def choice(self, prefix: Sequence[int], tokens: Sequence[int], objects: bool, yes: bool) -> Choice:
-        """Return what tokens would do to an answer; those that start "yes" reach `QUESTION`.
+        """Return what tokens would do to an answer so far, by whether objects are voted on, and the question.
 
-        Args:
-            prefix: the answer so far.
-            tokens: what may come next.
-            objects: whether objects are voted on.
-            yes: whether the question is.
+        Those that start "yes" reach `QUESTION`.
         """
         choice = self._objects.choice(prefix, tokens) if objects else Choice({})
         if not yes:
@@ -100,10 +87,7 @@ class Naming:
 class Poll:
     """A call's matcher and its answers. With several pictures a text holds as well as in the one that it fits best.
 
-    Args:
-        call: whose requests are asked about.
-        spec: see `load_matcher`.
-        by_similarity: whether texts are compared with the pictures where the matcher can; else how probable they are.
+    `by_similarity` says whether texts are compared with pictures where the matcher can; else how probable they are.
     """
 
     def __init__(self, call: Call, spec: Spec, by_similarity: bool = False) -> None:
@@ -141,11 +125,9 @@ class Ballot:
     """What one call knows of its requests: how claims are found, and how far each is supported.
 
     Args:
-        call: its matcher is asked once for each request and claim; of several pictures the one that supports it best
-            counts.
+        call: whose matcher is asked once for each request and claim.
         matcher: see `load_matcher`.
-        vocabulary: what free text is voted on.
-        by_word: see `Naming`.
+        vocabulary, by_word: what free text is voted on; see `ClaimFinder`.
         template: the claim about an object.
         claim: what "yes" would claim, where the caller says so.
         prefetch: ask about the whole vocabulary at the first need.

@@ -27,8 +27,8 @@ from torch import Tensor
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.knob import choice, limited, weight
 from lvlm_guard.engine.method import Single, Step
+from lvlm_guard.matching.asking import wanted
 from lvlm_guard.matching.claims import pieces_of
-from lvlm_guard.matching.questions import wanted
 from lvlm_guard.matching.views import matcher_of
 from lvlm_guard.matching.voting import Poll
 

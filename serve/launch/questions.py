@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
+from lvlm_guard.matching.asking import YES
 from lvlm_guard.matching.claims import finder_of
 from lvlm_guard.matching.platt import log_odds
-from lvlm_guard.matching.questions import YES
 from lvlm_guard.serve.knobs import LEAST_BETA
 from lvlm_guard.serve.launch.canary import CAPTION, Canary, CanaryError, Tokens
 

@@ -16,8 +16,8 @@ from functools import lru_cache
 from typing import Any, cast
 
 from lvlm_guard.matching import Vocabulary
+from lvlm_guard.matching.asking import wanted, yes_no_claim
 from lvlm_guard.matching.claims import Choice
-from lvlm_guard.matching.questions import wanted, yes_no_claim
 from lvlm_guard.matching.vocabulary import claim_about
 from lvlm_guard.matching.voting import QUESTION, odds_of
 from lvlm_guard.methods.vote import Vote

@@ -4,7 +4,7 @@ import pytest
 
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching import Vocabulary
-from lvlm_guard.matching.questions import yes_no_claim
+from lvlm_guard.matching.asking import yes_no_claim
 from lvlm_guard.matching.vocabulary import article, plural
 
 

@@ -14,8 +14,8 @@ from lvlm_guard import guard, methods, unguard
 from lvlm_guard.engine.assembly import plausible
 from lvlm_guard.errors import GuardError, LogitsError
 from lvlm_guard.matching import Vocabulary
+from lvlm_guard.matching.asking import yes_no_claim
 from lvlm_guard.matching.claims import FAR, finder_of
-from lvlm_guard.matching.questions import yes_no_claim
 from lvlm_guard.matching.vocabulary import claim_about
 from lvlm_guard.matching.voting import QUESTION
 from lvlm_guard.serve.vote import ballot as reading
