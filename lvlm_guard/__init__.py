@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lvlm_guard import methods
 from lvlm_guard.errors import GuardError, MissingViewError
-from lvlm_guard.late import late
+from lvlm_guard.registry import late
 
 if TYPE_CHECKING:
     from lvlm_guard.api import guard as guard

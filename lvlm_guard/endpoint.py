@@ -50,11 +50,7 @@ class Endpoint:
         return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/chat/completions') or '/v1'}"
 
     def client(self, synchronous: bool = False) -> Any:
-        """Return the official client, asynchronous unless said otherwise; its key is OPENAI_API_KEY.
-
-        Raises:
-            MissingExtraError: openai is not installed.
-        """
+        """Return the official client, its key is OPENAI_API_KEY; raises `MissingExtraError` where openai is missing."""
         try:
             from openai import AsyncOpenAI, OpenAI
         except ImportError as error:

@@ -169,8 +169,7 @@ class Held(Image.Image):
 def any_picture(source: Any) -> Image.Image:
     """Return what a transformers processor takes as a picture, also a URL, base64 text or a tensor, as a held RGB one.
 
-    Raises:
-        ImageError: as `load_image` does; or it can't be fetched.
+    Raises `ImageError` as `load_image` does, or where it can't be fetched.
     """
     if isinstance(source, str) and source.startswith(("http://", "https://", "data:")):
         from transformers.image_utils import load_image as fetch

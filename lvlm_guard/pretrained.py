@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-T = TypeVar("T")
 
 
 def load_model(
@@ -59,8 +58,13 @@ def load_model(
         raise KnobError(f"revision={revision!r} is of a hub id, but {name!r} is on this machine: leave it out.")
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    at = {"revision": revision} if revision is not None else {}
-    config = _read(name, place, lambda: AutoConfig.from_pretrained(place, **at))
+    def had(kind: Any, **how: Any) -> Any:
+        damaged = "The folder is incomplete, damaged, or of a model that this transformers does not know."
+        absent = f"{how_to_fetch(name, '--model DIR')} `--model embedded` needs no download."
+        load = partial(kind.from_pretrained, place, **how, **({"revision": revision} if revision is not None else {}))
+        return read(f"The model {name!r}", place, load, damaged=damaged, absent=absent)
+
+    config = had(AutoConfig)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise UnsupportedModelError(
             f"{name!r} is of the type {config.model_type!r}, which takes no pictures or gives no text. Give a "
@@ -68,13 +72,10 @@ def load_model(
         )
     if wanted == "auto" and where.type == "cpu" and getattr(config, "dtype", None) == torch.float16:
         wanted = torch.bfloat16
-    processor = _read(name, place, lambda: AutoProcessor.from_pretrained(place, **at))
-    load = AutoModelForImageTextToText.from_pretrained
-    model: Any = _read(name, place, lambda: load(place, config=config, dtype=wanted, **at))
+    processor, model = had(AutoProcessor), had(AutoModelForImageTextToText, config=config, dtype=wanted)
     if getattr(processor, "tokenizer", None) is None:
-        raise UnsupportedModelError(
-            f"{name!r} has no processor for pictures and text: preprocessor_config.json is amiss."
-        )
+        told = "has no processor for pictures and text: preprocessor_config.json is amiss."
+        raise UnsupportedModelError(f"{name!r} {told}")
     processor.tokenizer.padding_side = "left"  # answers of a batch start in one column
     # InstructBLIP's processor would pad the Q-Former's text so too, and its positions would follow the batch
     processor.tokenizer.init_kwargs.pop("padding_side", None)
@@ -98,26 +99,18 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
         raise MissingExtraError(
             f"An adapter needs peft, which can't be imported ({error}). Install it: pip install 'lvlm-guard[train]'."
         ) from error
+    damaged = "The folder holds no PEFT adapter (adapter_config.json, adapter_model.safetensors), or one of a model of "
+    damaged += "other shapes."
     wrapped: Any = None
     for name, place in adapters.items():
-
-        def load(name: str = name, place: str = place, over: Any = wrapped) -> Any:
-            if over is None:
-                return PeftModel.from_pretrained(model, place, adapter_name=name)
-            over.load_adapter(place, adapter_name=name)
-            return over
-
+        load = partial(PeftModel.from_pretrained, model) if wrapped is None else wrapped.load_adapter
+        load = partial(load, place, adapter_name=name)
         with warnings.catch_warnings():
             # peft 0.21 asks transformers 5.24 by a name that is going away
             warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-            wrapped = read(
-                f"The adapter {place!r}",
-                place,
-                load,
-                damaged="The folder holds no PEFT adapter (adapter_config.json, adapter_model.safetensors), or one of "
-                "a model of other shapes.",
-                absent=how_to_fetch(place, "--adapter DIR"),
-            )
+            absent = how_to_fetch(place, "--adapter DIR")
+            found = read(f"The adapter {place!r}", place, load, damaged=damaged, absent=absent)
+        wrapped = found if wrapped is None else wrapped
     return wrapped.eval()
 
 
@@ -192,13 +185,3 @@ def dtype_of(name: str, dtype: str) -> torch.dtype | str:
     if dtype not in DTYPES:
         raise KnobError(f"dtype is {dtype!r}: give auto, {', '.join(DTYPES)}.")
     return DTYPES[dtype]
-
-
-def _read(name: str, place: str, load: Callable[[], T]) -> T:
-    return read(
-        f"The model {name!r}",
-        place,
-        load,
-        damaged="The folder is incomplete, damaged, or of a model that this transformers does not know.",
-        absent=f"{how_to_fetch(name, '--model DIR')} `--model embedded` needs no download.",
-    )

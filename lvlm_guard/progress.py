@@ -30,8 +30,7 @@ def progress(
     """Show how far a long run is.
 
     Args:
-        what: is counted, in the plural.
-        total: units of work.
+        what, total: is counted, in the plural, and how many there are.
         echo: where plain lines go.
         bar: whether to draw a bar; None: where the error stream is a terminal.
         every: seconds between plain lines; None: one each tenth of the way.

@@ -12,13 +12,7 @@ from lvlm_guard.errors import KnobError
 class Place:
     """Which share of the work a process does: every `world`-th part from `rank` on.
 
-    Args:
-        rank: from 0.
-        world: processes that share the work.
-        local: rank on its machine, which tells its device.
-
-    Raises:
-        KnobError: there is no such rank.
+    `local` is the rank on its machine, which tells its device. Raises `KnobError` where there is no such rank.
     """
 
     rank: int = 0

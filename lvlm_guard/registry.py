@@ -1,15 +1,18 @@
-"""Names that resolve late: what is built in is listed as "module:attribute", the rest comes from entry points.
+"""Names that resolve late: those of a registry, and those of a package that are imported at first use (PEP 562).
 
-A registry is the only list of names: command-line choices, tables and tests read it. Nothing is
-imported before a name is asked for, so listing the names costs no torch.
+A registry is the only list of names: command-line choices, tables and tests read it. What is built in is listed as
+"module:attribute", the rest comes from entry points. Nothing is imported before a name is asked for, so listing the
+names, and importing a package of `late` ones, costs no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
 from typing import Any
 
 from lvlm_guard.errors import UnknownNameError, did_you_mean
@@ -60,3 +63,31 @@ class Registry:
         """Return what the name stands for, importing it on first use; raises `UnknownNameError`."""
         module, _, attribute = self.where(name).partition(":")
         return getattr(import_module(module), attribute)
+
+
+def stated(package: str) -> dict[str, str]:
+    """Return the names that a package imports for type checkers alone -> the modules that hold them.
+
+    The lines `from module import Name as Name` under its `if TYPE_CHECKING:` are the one list, for type checkers and
+    for the running process: they are read from the package's source, and nothing is imported.
+    """
+    source = files(package).joinpath("__init__.py").read_text(encoding="utf-8")
+    found: dict[str, str] = {}
+    for block in ast.parse(source).body:
+        if isinstance(block, ast.If) and isinstance(block.test, ast.Name) and block.test.id == "TYPE_CHECKING":
+            for line in block.body:
+                if isinstance(line, ast.ImportFrom) and line.module:
+                    found |= {name.asname or name.name: line.module for name in line.names}
+    return found
+
+
+def late(package: str, present: Iterable[str] = ()) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a package's `__getattr__` and `__dir__` over the names that are `stated` in it, and others `present`."""
+    modules = stated(package)
+
+    def getter(attribute: str) -> Any:
+        if attribute in modules:
+            return getattr(import_module(modules[attribute]), attribute)
+        raise AttributeError(f"module {package!r} has no attribute {attribute!r}")
+
+    return getter, lambda: sorted({*present, *modules})

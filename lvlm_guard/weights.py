@@ -16,17 +16,12 @@ T = TypeVar("T")
 def read(
     what: str, place: str, load: Callable[[], T], *, absent: str, damaged: str = "The folder is incomplete or damaged."
 ) -> T:
-    """Return what `load` reads.
+    """Return what `load` reads; raises `WeightsError` where it can't, for whatever reason.
 
     Args:
         what: how to call it in a message: "The matcher 'x'".
         place: the folder or hub id that it is read from.
-        load: reads it.
-        absent: what to do where the hub did not give it.
-        damaged: what to do where the folder is there but can't be read.
-
-    Raises:
-        WeightsError: it can't be read, for whatever reason.
+        absent, damaged: what to do where the hub did not give it, and where the folder is there but can't be read.
     """
     try:
         return load()

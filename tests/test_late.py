@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lvlm_guard import matching, methods, verify
-from lvlm_guard.late import stated
+from lvlm_guard.registry import stated
 
 
 @pytest.mark.parametrize("package", [matching, methods, verify])

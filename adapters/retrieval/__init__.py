@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lvlm_guard.late import late
+from lvlm_guard.registry import late
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.retrieval.bank import WordBank as WordBank

@@ -59,8 +59,10 @@ def decoders_of(
         knobs = dict(settings.knobs.get(part, {}))
         method: Any = resolve(part, knobs)
         method.ready()
-        takes = objects is not None and hasattr(method, "objects") and "objects" not in knobs
-        return replace(method, objects=tuple(objects or ())) if takes else method
+        if objects is not None and hasattr(method, "objects") and "objects" not in knobs:
+            method = replace(method, objects=tuple(objects))
+        made: Method = method
+        return made
 
     own: dict[str, Any] = {name: combined(name, ready) for name in methods_of(settings.methods, settings.knobs)}
     _check(settings, own)

@@ -22,8 +22,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lvlm_guard.late import late
-from lvlm_guard.registry import Registry
+from lvlm_guard.registry import Registry, late
 
 if TYPE_CHECKING:
     from lvlm_guard.matching.blip_itm import BlipITM as BlipITM

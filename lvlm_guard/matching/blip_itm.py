@@ -110,13 +110,11 @@ class BlipITM(Remembering):
         Args:
             source: "Salesforce/blip-itm-large-coco", for example.
             device: where it runs; None is the CPU.
-            dtype: torch.float32 (None; AGLA's), or torch.bfloat16: half the memory, maps about the same.
+            dtype: torch.float32 (None; AGLA's), or torch.bfloat16: half the memory, maps about the same. In float16 the
+                gradient would underflow, which raises `KnobError`.
             layer: see the class.
 
-        Raises:
-            WeightsError: the weights can't be had.
-            UnsupportedModelError: what is there is no BLIP with an image-text matching head.
-            KnobError: the dtype would underflow in the gradient (float16), or the layer is none.
+        Raises `WeightsError` or `UnsupportedModelError` where there is no BLIP with an image-text matching head.
         """
         dtype = dtype or torch.float32
         if dtype not in (torch.float32, torch.bfloat16, torch.float64):
@@ -150,10 +148,8 @@ class BlipITM(Remembering):
         """Return the probability that claim i holds in image i, [n] float32 in (0, 1).
 
         It is the ITM probability p, calibrated where the config's `lvlm_guard["platt"]` holds (a, b):
-        sigmoid(a * logit(p) + b). Each (picture, claim) is computed once, all new claims in batches.
-
-        Raises:
-            TextError: a claim is empty.
+        sigmoid(a * logit(p) + b). Each (picture, claim) is computed once, all new claims in batches. Raises `TextError`
+        where a claim is empty.
         """
         keys = {id(image): digest(image) for image in {id(image): image for image in images}.values()}
         pairs = [(keys[id(image)], self._asked(claim)) for image, claim in zip(images, claims, strict=True)]

@@ -26,9 +26,7 @@ def read_blip(
 ) -> tuple[BlipForImageTextRetrieval, PreTrainedTokenizerBase, list[float], list[float], str]:
     """Read model, tokenizer, pixel mean and standard deviation, and a name, from a folder or hub id.
 
-    Raises:
-        WeightsError: something can't be had.
-        UnsupportedModelError: it is no BLIP image-text retrieval model.
+    Raises `WeightsError` where something can't be had, `UnsupportedModelError` where it is no such BLIP.
     """
     from transformers import AutoConfig, AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessor
 
@@ -59,14 +57,10 @@ def read_blip(
 
 
 def gradcam_layer(config: Any, layer: int | None = None) -> int:
-    """Return the text layer for the map.
+    """Return the text layer for the map; raises as `BlipITM`.
 
     The last layer never: the ITM head reads position 0 alone, so the other tokens' attention there has no
     gradient and the map would be constant.
-
-    Raises:
-        KnobError: the layer is the last one, or none of the model's.
-        UnsupportedModelError: there is no cross-attention, or one layer alone.
     """
     layers: int = config.text_config.num_hidden_layers
     if not config.text_config.is_decoder:

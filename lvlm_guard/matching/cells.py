@@ -28,13 +28,8 @@ if TYPE_CHECKING:
 def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
     """Return how relevant each image token of each picture is, [n] a picture; infinite for tokens that show nothing.
 
-    Args:
-        call: whose pictures they are.
-        maps: for each picture of the call its relevance map, [h, w] in [0, 1], over the squeezed picture.
-
-    Raises:
-        UnsupportedModelError: the tokens are no squares of cells.
-        MissingViewError: the inputs came without their pictures.
+    `maps` are of each picture of the call its relevance map, [h, w] in [0, 1], over the squeezed picture. Raises
+    `UnsupportedModelError` where the tokens are no squares of cells, `MissingViewError` where pictures are missing.
     """
     made = call.redrawn([_grey(view.image, found) for view, found in zip(call.pictures.views(), maps, strict=True)])
     model: Any = call.model

@@ -46,27 +46,19 @@ LEAST_SURE = 1e-4  # scores are clipped to it before their log-odds are scaled
 
 @dataclass(frozen=True)
 class Boxes:
-    """An object's boxes in a picture.
+    """An object's boxes in a picture."""
 
-    Args:
-        scores: falling, [n].
-        boxes: left, top, right and bottom in shares of the picture, [n, 4].
-    """
-
-    scores: Tensor
-    boxes: Tensor
+    scores: Tensor  # falling, [n]
+    boxes: Tensor  # left, top, right and bottom in shares of the picture, [n, 4]
 
 
 class DetectorMatcher(Matcher):
-    """A matcher on a closed-set detector.
+    """A matcher on a closed-set detector; raises `UnsupportedModelError` where its labels name no object.
 
     Args:
         model: of `AutoModelForObjectDetection`; its config may hold `lvlm_guard: {"platt": [a, b], "missed": f}`.
         processor: its image processor.
         name: what `version` calls it, beside a digest of weights, labels and calibration.
-
-    Raises:
-        UnsupportedModelError: its labels name no object.
     """
 
     usual: ClassVar[str] = "PekingU/rtdetr_v2_r18vd"
@@ -216,12 +208,8 @@ class DetectorMatcher(Matcher):
     ) -> list[Mapping[str, Boxes]]:
         """Return each picture's objects with their boxes; each is looked for once in a picture.
 
-        Args:
-            images: the pictures.
-            names: of each the objects to look for; None: all that are known by name.
-
-        Raises:
-            LogitsError: the detector's scores hold NaN.
+        `names` are of each picture the objects to look for, None for all that are known by name. Raises `LogitsError`
+        where the detector's scores hold NaN.
         """
         keys, found = [digest(image) for image in images], dict[bytes, dict[str, Boxes]]()
         for key, image, wanted in zip(keys, images, names or [self.names] * len(images), strict=True):

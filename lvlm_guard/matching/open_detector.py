@@ -36,15 +36,9 @@ PICTURES, PHRASES = 16, 4096
 
 
 class OpenDetector(DetectorMatcher):
-    """A matcher on an open-vocabulary detector.
+    """A matcher on Grounding DINO, OWLv2 or OWL-ViT; raises `UnsupportedModelError` on another model.
 
-    Args:
-        model: Grounding DINO, OWLv2 or OWL-ViT; its config may hold what a closed-set detector's may.
-        processor: its processor of pictures and texts.
-        name: what `version` calls it.
-
-    Raises:
-        UnsupportedModelError: it is another model.
+    Its arguments are `DetectorMatcher`'s, the processor one of pictures and texts.
     """
 
     usual = "google/owlv2-base-patch16-ensemble"

@@ -30,11 +30,8 @@ CAP = 1 - 1e-5  # upper bound of the keep ratio
 def content_weights(attention_mask: Tensor) -> Tensor:
     """Return the weight of each text position in the map: 1 / (n - 2) between the specials, else 0.
 
-    Args:
-        attention_mask: [B, L] of 0 and 1, padding on the right; n ones a row.
-
-    Returns:
-        [B, L] float32 with rows summing to 1 (to 0 where a text has no content).
+    Of a mask [B, L] of 0 and 1, padding on the right, n ones a row: [B, L] float32 with rows summing to 1 (to 0 where a
+    text has no content).
     """
     position = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     real = attention_mask.sum(-1, keepdim=True)
@@ -91,14 +88,11 @@ def heat_map(cam: Tensor, side: int) -> Tensor:
     """Enlarge square maps to pixels, blur them, and scale each to [0, 1].
 
     Args:
-        cam: [B, g, g], g >= 2.
+        cam: [B, g, g], g >= 2; NaN or infinity raise `LogitsError`.
         side: pixels of the matcher's square picture, 384 for BLIP.
 
     Returns:
         [B, side, side] float32 on the device of `cam`; 1 everywhere where a map is constant.
-
-    Raises:
-        LogitsError: a map holds NaN or infinity.
     """
     cam = cam.float()
     if not torch.isfinite(cam).all():
@@ -136,13 +130,8 @@ def keep_index(score: float, pixels: int) -> int:
 def keep_mask(relevance: Tensor, score: float) -> Tensor:
     """Mark the pixels at least as relevant as the one ranked `keep_index`, [h, w] bool, more only where values tie.
 
-    Args:
-        relevance: [h, w], higher matters more.
-        score: match score; higher keeps less, 1 about half, 0 or less everything.
-
-    Raises:
-        ImageError: the map is empty or holds NaN.
-        LogitsError: the score is NaN.
+    Of a map [h, w] higher values matter more; a higher match score keeps less, 1 about half, 0 or less everything.
+    Raises `ImageError` where the map is empty or holds NaN, `LogitsError` where the score is NaN.
     """
     return _best(relevance, keep_index(score, max(relevance.numel(), 1)))
 
@@ -166,9 +155,7 @@ def _best(relevance: Tensor, last: int) -> Tensor:
 def kept_tokens(relevance: Tensor, share: float) -> Tensor:
     """Mark the most relevant share of a picture's tokens, [n] bool: at least one, the earlier of equals.
 
-    Args:
-        relevance: [n]; infinite for tokens that show nothing of the picture, which stay and are not counted.
-        share: above 0 to 1.
+    Relevance [n] is infinite for tokens that show nothing of the picture, which stay and are not counted.
     """
     kept = relevance.isinf()
     counted = (~kept).nonzero().flatten()

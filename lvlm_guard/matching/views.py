@@ -30,11 +30,7 @@ def check_share(share: float, _: str = "") -> None:
 
 
 def matcher_of(call: Call, spec: Spec) -> Matcher:
-    """Return a call's matcher, with room for its pictures; the trace names its version.
-
-    Raises:
-        WeightsError: it can't be loaded.
-    """
+    """Return a call's matcher, with room for its pictures; the trace names its version. May raise `WeightsError`."""
     matcher = load_matcher(spec, model=call.model)
     matcher.expect(len(call.pictures.views()))
     call.trace.knobs["matcher"] = matcher.version
@@ -44,10 +40,7 @@ def matcher_of(call: Call, spec: Spec) -> Matcher:
 def matches_of(call: Call, matcher: Spec, share: float | None) -> list[Match]:
     """Match every picture of a call with its question, picture after picture.
 
-    Args:
-        call: the guarded call; its trace gets the matches and what is kept.
-        matcher: see `load_matcher`.
-        share: which share of each picture is kept; None for AGLA's own rule, by the match's score.
+    The trace gets the matches and what is kept: a share of each picture, or by AGLA's own rule, by the match's score.
     """
     views = call.pictures.views()
     found = load_matcher(matcher, model=call.model)([view.image for view in views], [view.text for view in views])
@@ -67,12 +60,8 @@ def matches_of(call: Call, matcher: Spec, share: float | None) -> list[Match]:
 def masked_view(call: Call, matcher: Spec, frame: Frame, share: float | None = None) -> dict[str, Tensor]:
     """Return the image tensors of a branch that sees what matters to the question and black elsewhere.
 
-    Args:
-        call: see `matches_of`.
-        matcher: see `load_matcher`.
-        frame: see `local_view`; "auto" is "squashed" unless the family's number of image tokens depends on the
-            picture's shape.
-        share: see `matches_of`.
+    `frame` is `local_view`'s; "auto" is "squashed" unless the family's number of image tokens depends on the picture's
+    shape. The other arguments are those of `matches_of`.
     """
     if frame == "auto":
         frame = "squashed" if call.family.fixed_size else "original"

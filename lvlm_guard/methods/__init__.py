@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lvlm_guard.late import stated
-from lvlm_guard.registry import Registry
+from lvlm_guard.registry import Registry, stated
 
 if TYPE_CHECKING:
     from lvlm_guard.methods.adaiat import AdaIAT as AdaIAT

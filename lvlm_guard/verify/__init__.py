@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lvlm_guard.late import late
+from lvlm_guard.registry import late
 
 if TYPE_CHECKING:
     from lvlm_guard.verify.check import Checked as Checked

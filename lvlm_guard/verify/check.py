@@ -24,13 +24,7 @@ SWAPS = 8
 
 @dataclass(frozen=True)
 class Mention:
-    """An object that a text names.
-
-    Args:
-        object: its name in the vocabulary.
-        text: the words that name it, as written.
-        start, end: of those words in the text, in characters; the end is one behind the last.
-    """
+    """An object that a text names: by its name in the vocabulary, the words as written, and where in characters."""
 
     object: str
     text: str
@@ -69,15 +63,12 @@ def verify(
     """Return whether a picture supports a claim.
 
     Args:
-        matcher: with `similarity`, it is asked about claim and swaps; else its `support` decides by itself.
-        image: the picture.
-        claim: a sentence.
+        matcher: with `similarity`, it is asked about claim and swaps; else its `support` decides by itself; with
+            neither it raises `UnsupportedCallError`.
+        image, claim: the picture and a sentence.
         swaps: sentences that differ from it in one thing and are taken not to hold; none: the matcher's own
             probability decides, and the verdict's `kind` says so.
         thresholds: None for the defaults.
-
-    Raises:
-        UnsupportedCallError: the matcher gives neither.
     """
     return _verdicts(matcher, image, [(claim, swaps)], thresholds)[0]
 
@@ -95,12 +86,11 @@ def verify_answer(
     With several pictures an object is as well supported as in the picture that supports it best.
 
     Args:
-        matcher: as in `verify`.
+        matcher, thresholds: as in `verify`.
         images: the pictures that the answer is about, at least one.
         text: the answer.
         vocabulary: the objects; others are not checked.
-        thresholds: None for the defaults.
-        swaps: objects that each mentioned one stands against, where the matcher compares; such as the
+        swaps: how many objects each mentioned one stands against, where the matcher compares; such as the
             answer does not name, since those are likely to be there too.
     """
     found = mentions(text, vocabulary)
@@ -205,10 +195,8 @@ class Verifier:
     def bound(self, call: Call, method: Method) -> Callable[[int, str], list[Checked]]:
         """Return what checks the answers of one call: (request, text) -> verdicts; none where it has no picture.
 
-        Raises:
-            MissingViewError: the call's inputs came without their pictures.
-            WeightsError: the matcher can't be loaded.
-            UnsupportedCallError: it can't judge claims.
+        Raises `MissingViewError` where the call's inputs came without their pictures, `WeightsError` where the matcher
+        can't be loaded, `UnsupportedCallError` where it can't judge claims.
         """
         vocabulary = Vocabulary.of(self.objects or getattr(method, "objects", None))
         requests = call.requests() if any(call.has_picture) else [[] for _ in call.has_picture]

@@ -53,12 +53,11 @@ def rerank(candidates: Sequence[Candidate], alpha: float = 0.5, penalty: float =
     """Return (index, score) of each candidate, the best first; of equal ones the earlier first.
 
     Args:
-        candidates: answers to one prompt.
+        candidates: answers to one prompt, one at least.
         alpha: weight of the model's own probability, 0 (the matcher alone) to 1 (the model alone).
         penalty: weight of doubtful mentions, in standard deviations, >= 0; 0 leaves them out.
 
-    Raises:
-        KnobError: a weight is out of range, or there is no candidate.
+    Raises `KnobError` where a weight is out of range.
     """
     if not candidates:
         raise KnobError("There is no answer to choose from: give at least one.")
@@ -83,13 +82,8 @@ def _standardised(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Ranked:
-    """One of several answers.
-
-    Args:
-        index: its place among the call's output sequences.
-        score: by which they were ranked, in standard deviations.
-        candidate: what the score was made of.
-    """
+    """One of several answers: its place among the call's output sequences, its score in standard deviations, and what
+    that was made of."""
 
     index: int
     score: float
@@ -116,10 +110,7 @@ def ranked(
         texts: the answers, in the order of the output sequences.
         images: the prompt's pictures; a sentence matches as well as with the one that it fits best.
         matcher: scores sentences; by `similarity` where it compares texts, else by its match scores.
-        alpha, penalty: see `rerank`.
-
-    Raises:
-        KnobError: the trace is of other answers, or a weight is out of range.
+        alpha, penalty: see `rerank`; raises `KnobError` as that does, and where the trace is of other answers.
     """
     if not (len(trace.steps) == len(trace.verdicts) == len(texts)):
         raise KnobError(

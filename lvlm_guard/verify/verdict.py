@@ -88,14 +88,10 @@ def against_swaps(
     """Return the verdict on a claim that stands against its swaps.
 
     Args:
-        claim: the sentence.
-        similarity: of picture and claim.
-        swaps: each with its similarity, at least one.
+        claim, similarity: the sentence, and how similar the picture is to it.
+        swaps: each with its similarity, at least one, else raises `KnobError`.
         temperature: tau, in units of similarity, above 0; 0.01 is CLIP's own.
         thresholds: None for the defaults.
-
-    Raises:
-        KnobError: no swap, or no such temperature.
     """
     if not swaps or not temperature > 0:
         raise KnobError(f"{len(swaps)} swaps at temperature {temperature}: give at least one, and a number above 0.")
