@@ -6,7 +6,7 @@ from importlib.metadata import version
 from types import ModuleType
 from typing import Any
 
-import any_families
+import prove_families
 import pytest
 
 from lvlm_guard import matching, methods
@@ -49,7 +49,7 @@ def test_doctor_lists_the_families_as_the_page_does(run: Run) -> None:
     assert rows["fuyu"]["proven"] is None
     assert "tokenizer of its release" in rows["fuyu"]["note"]  # why no tiny one was made
     assert "does not answer token by token" in rows["diffusion_gemma"]["note"]
-    page = any_families.PAGE.read_text()
+    page = prove_families.PAGE.read_text()
     for kind, row in rows.items():
         if row["proven"]:
             assert f"| {row['family']} | `{kind}` | {', '.join(row['methods'])} | {row['note']} |" in page

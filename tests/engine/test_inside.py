@@ -9,6 +9,7 @@ import dataclasses
 from contextlib import ExitStack, contextmanager
 
 import any_families
+import family_parts
 import pytest
 import tiny
 import torch
@@ -133,7 +134,7 @@ def test_off_is_plain_bit_for_bit(pair, name):
 @pytest.mark.parametrize("name", ["pai", "iat", "vga"])
 def test_past_a_sliding_window_the_same_columns_are_rescored(name):
     config, processor = tiny.make("llava")[0].config, any_families.make("llava")[1]
-    config.text_config = MistralConfig(**any_families.text(processor.tokenizer, sliding_window=24))
+    config.text_config = MistralConfig(**family_parts.text(processor.tokenizer, sliding_window=24))
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config).double().eval()
     for parameter in model.parameters():

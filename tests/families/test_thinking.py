@@ -2,6 +2,7 @@
 
 import any_families
 import pytest
+import tiny
 import torch
 from matchers import Brightness
 
@@ -22,7 +23,7 @@ def test_every_token_is_guarded_before_and_behind_the_answers_mark(name, executi
         add_generation_prompt=True,
     )
     assert text.endswith("<think>\n")
-    inputs = processor(images=[any_families.tiny.picture(1, 96, 48)], text=[text], return_tensors="pt")
+    inputs = processor(images=[tiny.picture(1, 96, 48)], text=[text], return_tensors="pt")
     assert inputs["guard_views"].views()[0].text == "Is there a dog?"  # the mark is no part of the question
     prompt, whole = inputs["input_ids"].shape[1], torch.tensor([70, 71, 72, *mark, 73, 74])
     run = {"max_new_tokens": len(whole), "min_new_tokens": len(whole), "do_sample": False, "output_scores": True,

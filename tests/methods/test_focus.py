@@ -1,6 +1,7 @@
 """Focus: which image tokens stay, and that the matcher's map is what decides it."""
 
 import any_families
+import family_parts
 import numpy as np
 import pytest
 import tiny
@@ -149,7 +150,7 @@ def test_a_share_of_the_pixels_stays():
 
 @pytest.mark.parametrize("family", OTHERS)
 def test_other_families_answer_alike_in_every_execution_and_as_plain_where_nothing_is_hidden(family, monkeypatch):
-    monkeypatch.setitem(any_families.SLIDING, "sliding_window", 512)
+    monkeypatch.setitem(family_parts.SLIDING, "sliding_window", 512)
     model, processor = guard(*made(family), focus(beta=0.01))
     prompts = [model._lvlm_guard.family.asked(processor, text, 1) for text in ("What?", "Who is there, and why?")]
     pictures = [[tiny.picture(1, 96, 48)], [tiny.picture(2, 56, 56)]]

@@ -1,151 +1,23 @@
-"""The tiny random models of `any_families.py` whose families are the newest, or the oldest, of transformers."""
+"""The tiny random models of `any_families.py` whose families are the newest, and have no kin in the other files."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import transformers as T
-from any_families import (
+from family_parts import (
+    AREA,
     CHATML,
-    EXPERTS,
     EYES,
-    GRID,
-    LINEAR,
-    MROPE,
-    QWEN2,
-    QWEN3,
-    SIDES,
+    INDEXED,
+    LATENT,
+    ROPE,
+    ROUTED,
     SLIDING,
-    SQUARE,
-    _glm,
-    _minicpm,
-    _qwen,
     chat,
     text,
     words,
-)  # fmt: skip
-
-LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "v_head_dim": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
-          "num_key_value_heads": 4}  # fmt: skip
-"""Multi-head latent attention."""
-ROUTED = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2}
-INDEXED = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 2}
-ROPE = {"rope_type": "default", "rope_theta": 1e4}
-
-
-def _grid(config: Any, processor: Any, images: Any, eyes: Any, named: dict[str, str], picture: str, inner: Any,
-          *videos: Any, **more: Any) -> Any:  # fmt: skip
-    """A family of patches and their `image_grid_thw`; `named` tokens have the ids from 4 on."""
-    t = words(**named)
-    seen = images(patch_size=8, merge_size=2, size={"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 16})
-    made = config(text_config=inner(t), vision_config=eyes | {"patch_size": 8}, image_token_id=4, **more)
-    return made, processor(seen, t, *videos, chat_template=chat(*CHATML, picture))
-
-
-def cohere_compass() -> Any:
-    named = {"image_token": "<|IMAGE_PAD|>", "video_token": "<|VIDEO_PAD|>", "vision_start_token": "<|VISION_START|>",
-             "vision_end_token": "<|VISION_END|>"}  # fmt: skip
-    eyes = QWEN3 | {"deepstack_visual_indexes": [0, 1]}
-    return _grid(
-        T.CohereCompassConfig, T.CohereCompassProcessor, T.CohereCompassImageProcessor, eyes, named,
-        "<|VISION_START|><|IMAGE_PAD|><|VISION_END|>",
-        lambda t: text(t, layer_types=["full_attention"] * 3, rope_parameters={"full_attention": MROPE},
-                       logit_scale=0.25),
-        T.CohereCompassVideoProcessor(), video_token_id=5, vision_start_token_id=6, vision_end_token_id=7,
-    )  # fmt: skip
-
-
-def granite_docling() -> Any:
-    tiles = [f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)]
-    t = words("<image>", "<fake_token_around_image>", "<global-img>", *tiles, image_token="<image>")
-    eyes = SQUARE | {"out_hidden_size": 64, "scale_factor": 2, "deepstack_visual_indexes": [0], "use_fine_route": False}
-    inner = text(t, embedding_multiplier=1.0, logits_scaling=1.0, residual_multiplier=1.0, attention_multiplier=0.25)
-    config = T.GraniteDoclingConfig(text_config=inner, vision_config=eyes, image_token_id=4, pad_token_id=3)
-    images = T.GraniteDoclingImageProcessor(size=SIDES, max_patches=4)
-    return config, T.GraniteDoclingProcessor(images, t, image_seq_len=4, chat_template=chat(*CHATML, "<image>"))
-
-
-def granite4_vision() -> Any:
-    t = words("<image>", image_token="<image>")
-    eyes = T.SiglipVisionConfig(**SQUARE | {"hidden_size": 64, "num_attention_heads": 4}, vision_use_head=False)
-    config = T.Granite4VisionConfig(
-        vision_config=eyes, text_config=text(t), image_token_index=4, image_grid_pinpoints=GRID,
-        vision_feature_select_strategy="full", downsample_rate="1/2", deepstack_layer_map=[[-1, 0], [-2, 1]],
-        spatial_target_layers=None, projector_dropout=0.0, vision_feature_layer=-1, image_seq_length=4,
-        qformer_config={"model_type": "blip_2_qformer", "num_hidden_layers": 1, "intermediate_size": 64,
-                        "cross_attention_frequency": 1, "use_qformer_text_input": False},
-    )  # fmt: skip
-    images = T.LlavaNextImageProcessor(size=SIDES, crop_size=SIDES, image_grid_pinpoints=GRID)
-    return config, T.Granite4VisionProcessor(
-        images, t, patch_size=8, vision_feature_select_strategy="full", downsample_rate="1/2",
-        chat_template=chat(*CHATML, "<image>"),
-    )  # fmt: skip
-
-
-def qwen4_exp() -> Any:
-    kinds = ["linear_attention", "indexed_attention", "linear_attention", "linear_attention"]
-    more = LINEAR | EXPERTS | {"layer_types": kinds, "shared_expert_intermediate_size": 32, "hc_count": 2}
-    more |= {"hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16}
-    more |= {"indexer_budget": 16, "indexer_compress_ratio": 2}
-    return _qwen(T.Qwen4ExpConfig, T.Qwen3VLProcessor, QWEN3, start=CHATML[2] + "<think>\n", **more)
-
-
-def cosmos3_omni() -> Any:
-    eyes = QWEN3 | {"deepstack_visual_indexes": [0, 1], "model_type": "qwen3_vl_vision"}
-    return _qwen(T.Cosmos3OmniConfig, T.Qwen3VLProcessor, eyes, model_type="qwen3_vl_text", rope_parameters=MROPE)
-
-
-def hyperclovax_vision_v2() -> Any:
-    named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
-    eyes = QWEN2 | {"model_type": "qwen2_5_vl_vision", "window_size": 32}
-    return _grid(
-        T.HyperCLOVAXVisionV2Config, T.HyperCLOVAXVisionV2Processor, T.Qwen2VLImageProcessor, eyes, named,
-        "<|image_pad|>", lambda t: text(t, model_type="hyperclovax", attention_multiplier=0.25),
-        T.Qwen2VLVideoProcessor(), video_token_id=5,
-    )  # fmt: skip
-
-
-HUNYUAN = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "image_start_token": "<|im_open|>",
-           "image_end_token": "<|im_close|>"}  # fmt: skip
-
-
-def hunyuan_vl() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2, 2]}
-    eyes = EYES | {"out_hidden_size": 64, "max_image_size": 64, "min_image_size": 16, "img_max_token_num": 64}
-    return _grid(
-        T.HunYuanVLConfig, T.HunYuanVLProcessor, T.HunYuanVLImageProcessor, eyes, HUNYUAN,
-        "<|im_open|><|image_pad|><|im_close|>", lambda t: text(t, rope_parameters=rope),
-        im_start_id=6, im_end_id=7, im_newline_id=4,
-    )  # fmt: skip
-
-
-def hy_v4_vl() -> Any:
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
-    eyes = EYES | {"out_hidden_size": 64, "max_image_size": 64}
-    return _grid(
-        T.HYV4VLConfig, T.HYV4VLProcessor, T.HYV4VLImageProcessor, eyes, HUNYUAN,
-        "<|im_open|><|image_pad|><|im_close|>",
-        lambda t: text(t, rope_parameters=rope, **LATENT, **ROUTED, **INDEXED, hc_mult=2),
-        T.HYV4VLVideoProcessor(), video_token_id=5,
-    )  # fmt: skip
-
-
-def mistral_large4() -> Any:
-    t = words("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]")
-    inner = text(t, **LATENT, **ROUTED, **INDEXED, rope_parameters=ROPE, num_hidden_layers=4)
-    inner.pop("head_dim")
-    inner["q_lora_rank"] = None
-    config = T.MistralLarge4Config(
-        vision_config=T.PixtralVisionConfig(**EYES, image_size=64, patch_size=8), text_config=inner,
-        image_token_index=4, spatial_merge_size=2,
-    )  # fmt: skip
-    template = (
-        "<s>{% for m in messages %}{{ '[INST]' if m['role'] == 'user' else '' }}{% for c in m['content'] %}"
-        "{{ '[IMG]' if c['type'] == 'image' else c['text'] }}{% endfor %}"
-        "{{ '[/INST]' if m['role'] == 'user' else '</s>' }}{% endfor %}"
-    )
-    images = T.PixtralImageProcessor(patch_size={"height": 8, "width": 8}, size={"longest_edge": 64})
-    return config, T.PixtralProcessor(images, t, patch_size=8, spatial_merge_size=2, chat_template=template)
+)
 
 
 def kimi_k25() -> Any:
@@ -180,9 +52,7 @@ def minimax_m3_vl() -> Any:
         text_config=inner, vision_config=EYES | {"image_size": 64, "patch_size": 8}, image_token_index=4,
         video_token_index=5, projector_hidden_size=64,
     )  # fmt: skip
-    images = T.MiniMaxM3VLImageProcessor(
-        patch_size=8, merge_size=2, size={"shortest_edge": 16 * 16 * 4, "longest_edge": 16 * 16 * 16}
-    )
+    images = T.MiniMaxM3VLImageProcessor(patch_size=8, merge_size=2, size=AREA)
     template = chat(*CHATML, named["image_token"])
     return config, T.MiniMaxM3VLProcessor(images, t, T.MiniMaxM3VLVideoProcessor(), chat_template=template)
 
@@ -224,44 +94,6 @@ def step3p7() -> Any:
     return config, T.Step3p7Processor(images, t, chat_template=chat(*CHATML, "<im_patch>"))
 
 
-def qianfan_ocr() -> Any:
-    t = words("<IMG_CONTEXT>", "<img>", "</img>", "<image>", start_image_token="<img>", end_image_token="</img>",
-              context_image_token="<IMG_CONTEXT>")  # fmt: skip
-    eyes = EYES | {"image_size": [32, 32], "patch_size": [8, 8], "drop_path_rate": 0.0}
-    config = T.QianfanOCRConfig(
-        vision_config=eyes, text_config=T.Qwen3Config(**text(t)), image_token_id=4, image_seq_length=4
-    )
-    images = T.GotOcr2ImageProcessor(size=SIDES, crop_to_patches=True, min_patches=1, max_patches=4)
-    return config, T.QianfanOCRProcessor(images, t, image_seq_length=4, chat_template=chat(*CHATML, "<image>\n"))
-
-
-def shieldgemma2() -> Any:
-    t = words("<image_soft_token>", "<start_of_image>", "<end_of_image>", "<start_of_turn>", "<end_of_turn>",
-              image_token="<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>")  # fmt: skip
-    config = T.ShieldGemma2Config(
-        text_config=T.Gemma3TextConfig(**text(t, **SLIDING)), mm_tokens_per_image=4, image_token_index=4,
-        vision_config=T.SiglipVisionConfig(**SQUARE, vision_use_head=False), boi_token_index=5, eoi_token_index=6,
-    )  # fmt: skip
-    turns = ("<start_of_turn>user\n", "<end_of_turn>\n", "<start_of_turn>model\n", "<start_of_image>", "<s>")
-    images = T.Gemma3ImageProcessor(size=SIDES)
-    return config, T.ShieldGemma2Processor(images, t, image_seq_length=4, chat_template=chat(*turns))
-
-
-def glmga() -> Any:
-    def config(text_config: Any, vision_config: Any, **more: Any) -> Any:
-        return T.GlmgaConfig(text_config=text_config, vision_config=vision_config, **more)
-
-    return _glm(config, T.Glm4vTextConfig, T.Glm4vVisionConfig, T.GlmgaImageProcessor, T.Glm46VProcessor,
-                T.Glm46VVideoProcessor)  # fmt: skip
-
-
-def minicpm_ocr() -> Any:
-    def config(vision_config: Any, image_size: int, **more: Any) -> Any:
-        return T.MiniCPMOcrConfig(vision_config=vision_config, **more)
-
-    return _minicpm(config, T.MiniCPMOcrProcessor, images=T.MiniCPMOcrImageProcessor, videos=T.MiniCPMOcrVideoProcessor)
-
-
 SAM = {"hidden_size": 32, "output_channels": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8,
        "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 64, "downsample_channels": [24, 32]}  # fmt: skip
 
@@ -292,24 +124,6 @@ def unlimited_ocr() -> Any:
     images = T.UnlimitedOcrImageProcessor(size={"height": 64, "width": 64}, tile_size=64, max_patches=2)
     template = chat("User: ", "\n\n", "Assistant:", "<image>\n", "<s>")
     return config, T.UnlimitedOcrProcessor(images, t, chat_template=template, patch_size=8)
-
-
-def gemma4_unified() -> Any:
-    named = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
-             "boa_token": "<|audio>", "eoa_token": "<audio|>"}  # fmt: skip
-    t = words("<|image|>", "<|video|>", "<|audio|>", "<|image>", "<image|>", "<|turn>", "<turn|>", **named)
-    config = T.Gemma4UnifiedConfig(
-        text_config=text(t, **SLIDING, global_head_dim=16),
-        vision_config={"patch_size": 4, "pooling_kernel_size": 3, "mm_embed_dim": 64, "mm_posemb_size": 256,
-                       "output_proj_dims": 64},
-        audio_config=None, image_token_id=4, video_token_id=5, audio_token_id=6, boi_token_id=7, eoi_token_id=8,
-    )  # fmt: skip
-    images = T.Gemma4UnifiedImageProcessor(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3)
-    turns = ("<|turn>user\n", "<turn|>\n", "<|turn>model\n", "<|image|>", "<s>")
-    return config, T.Gemma4UnifiedProcessor(
-        T.Gemma4UnifiedAudioFeatureExtractor(), images, t, T.Gemma4UnifiedVideoProcessor(), image_seq_length=70,
-        chat_template=chat(*turns),
-    )  # fmt: skip
 
 
 INKLING = {"num_hidden_layers": 4, "layer_types": ["hybrid_sliding", "hybrid"] * 2, "swa_num_attention_heads": 4,
@@ -353,19 +167,6 @@ def inkling_mm_model() -> Any:
     return config, T.InklingProcessor(sounds, T.InklingImageProcessor(), t, chat_template=template)
 
 
-def cosmos3_edge() -> Any:  # whose model asks for token types, which its processor makes where told to
-    named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>", "vision_start_token": "<|vision_start|>",
-             "vision_end_token": "<|vision_end|>"}  # fmt: skip
-    config, processor = _grid(
-        T.Cosmos3EdgeConfig, T.Cosmos3EdgeProcessor, T.Cosmos3EdgeImageProcessor, EYES | {"num_patches": 64}, named,
-        "<|vision_start|><|image_pad|><|vision_end|>", lambda t: text(t, rope_parameters=MROPE),
-        T.Cosmos3EdgeVideoProcessor(), projector_hidden_size=64, video_token_id=5, vision_start_token_id=6,
-        vision_end_token_id=7,
-    )  # fmt: skip
-    processor.return_mm_token_type_ids = True
-    return config, processor
-
-
 def dots3_note() -> Any:
     t = words("<|imgpad|>", "<|video_pad|>", "<|audio_comp_pad|>", "<|img|>", "<|endofimg|>")
     inner = text(t, **LATENT, **ROUTED, **INDEXED, num_hidden_layers=4, shared_experts_intermediate_size=32,
@@ -386,39 +187,6 @@ def dots3_note() -> Any:
     return config, T.Dots3NoteProcessor(
         images, t, T.Qwen2VLVideoProcessor(), T.Dots3NoteFeatureExtractor(), chat_template=template
     )
-
-
-def chameleon() -> Any:
-    visual = [f"IMGIMG{''.join(chr(65 + int(n)) for n in str(i))}Z" for i in range(16)]
-    t = words("<image>", "<racm3:break>", "<eoss>", *visual, image_token="<image>", boi_token="<racm3:break>",
-              eoi_token="<eoss>")  # fmt: skip
-    eyes = {"num_embeddings": 16, "embed_dim": 8, "latent_channels": 8, "base_channels": 32, "resolution": 32,
-            "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1}  # fmt: skip
-    config = T.ChameleonConfig(**text(t), vq_config=eyes, vocabulary_map=t.get_vocab())
-    images = T.ChameleonImageProcessor(size={"shortest_edge": 32}, crop_size=SIDES)
-    template = chat("USER: ", " ", "ASSISTANT: ", "<image>")
-    processor = T.ChameleonProcessor(images, t, image_seq_length=16, image_token="<image>")
-    processor.chat_template = template
-    return config, processor
-
-
-def apertus1p5() -> Any:
-    visual = [f"<|visual {i}|>" for i in range(16)] + [f"<|sound {i}|>" for i in range(16)]
-    named = {"image_token": "<|image|>", "audio_token": "<|audio|>", "boi_token": "<|img_start|>",
-             "eoi_token": "<|img_end|>", "image_wrapper_token": "<|img_token|>", "eol_token": "<|img_eol|>",
-             "boa_token": "<|audio_start|>", "eoa_token": "<|audio_end|>"}  # fmt: skip
-    t = words(*visual, **named)
-    eyes = {"codebook_size": 16, "embed_dim": 8, "latent_channels": 8, "base_channels": 32,
-            "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [],
-            "resolution": 32}  # fmt: skip
-    config = T.Apertus1p5Config(
-        text_config=text(t, rope_parameters=ROPE), vision_config=eyes, image_token_id=36, audio_token_id=37,
-        image_token_offset=4, audio_token_offset=20,
-        audio_config={"model_type": "wavtokenizer_encoder", "codebook_size": 16},
-    )  # fmt: skip
-    images = T.Apertus1p5ImageProcessor(size={"min_pixels": 32 * 32, "max_pixels": 64 * 64}, spatial_factor=8)
-    sounds = T.EncodecFeatureExtractor()
-    return config, T.Apertus1p5Processor(images, sounds, t, chat_template=chat(*CHATML, "<|image|>"))
 
 
 def nemotron_h_omni() -> Any:

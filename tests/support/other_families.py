@@ -1,59 +1,111 @@
-"""The tiny random models of `any_families.py` of families that hear, draw, are old, or are no decoders."""
+"""The tiny random models of `any_families.py` that hear, draw, look across, are old, or are no decoders."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import transformers as T
-from any_families import CHATML, EXPERTS, EYES, MROPE, QWEN2, QWEN3, SIDES, SQUARE, chat, text, words
-
-HEARD = {"image_token": "<|IMAGE|>", "audio_token": "<|AUDIO|>", "video_token": "<|VIDEO|>",
-         "vision_bos_token": "<|vision_bos|>", "vision_eos_token": "<|vision_eos|>",
-         "audio_bos_token": "<|audio_bos|>", "audio_eos_token": "<|audio_eos|>"}  # fmt: skip
-EARS = {"num_mel_bins": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 32, "d_model": 32,
-        "output_dim": 64, "max_source_positions": 32}  # fmt: skip
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-
-
-def _omni(processor: Any, patch: int, videos: Any) -> Any:
-    t = words(**HEARD)
-    seen = T.Qwen2VLImageProcessor(patch_size=patch, merge_size=2, min_pixels=(2 * patch) ** 2 * 4,
-                                   max_pixels=(2 * patch) ** 2 * 16)  # fmt: skip
-    template = chat(*CHATML, "<|vision_bos|><|IMAGE|><|vision_eos|>")
-    return t, processor(seen, videos, T.WhisperFeatureExtractor(feature_size=16), t, chat_template=template)
+from family_parts import (
+    CHATML,
+    EYES,
+    HEADERS,
+    ROPE,
+    SIDES,
+    SQUARE,
+    VICUNA,
+    chat,
+    text,
+    words,
+)
 
 
-def qwen2_5_omni_thinker() -> Any:
-    t, processor = _omni(T.Qwen2_5OmniProcessor, 7, T.Qwen2VLVideoProcessor())
-    config = T.Qwen2_5OmniThinkerConfig(
-        text_config=text(t, rope_parameters=MROPE), vision_config=QWEN2 | {"patch_size": 7}, audio_config=EARS,
-        image_token_index=4, audio_token_index=5, video_token_index=6, audio_start_token_id=9, audio_end_token_id=10,
-        vision_start_token_id=7,
+def mllama() -> Any:
+    t = words("<|image|>", "<|python_tag|>")
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    config = T.MllamaConfig(
+        text_config=text(t, num_hidden_layers=4, cross_attention_layers=[1, 3], rope_parameters=rope),
+        vision_config={"hidden_size": 32, "num_hidden_layers": 3, "num_global_layers": 1, "attention_heads": 2,
+                       "intermediate_size": 64, "vision_output_dim": 64, "image_size": 32, "patch_size": 8,
+                       "intermediate_layers_indices": [0], "max_num_tiles": 4}, image_token_index=4,
     )  # fmt: skip
+    images = T.MllamaImageProcessor(size=SIDES, max_image_tiles=4)
+    return config, T.MllamaProcessor(images, t, chat_template=chat(*HEADERS, "<|image|>", "<s>"))
+
+
+def llama4() -> Any:
+    t = words("<|patch|>", "<|image|>", "<|image_start|>", "<|image_end|>", "<|tile_x_separator|>",
+              "<|tile_y_separator|>")  # fmt: skip
+    config = T.Llama4Config(
+        text_config=text(t, num_hidden_layers=4, intermediate_size_mlp=96, num_local_experts=2,
+                         attention_chunk_size=16, layer_types=["chunked_attention", "full_attention"] * 2),
+        vision_config={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128,
+                       "vision_output_dim": 64, "image_size": 32, "patch_size": 8, "projector_input_dim": 64,
+                       "projector_output_dim": 64},
+        boi_token_index=6, eoi_token_index=7, image_token_index=4,
+    )  # fmt: skip
+    images = T.Llama4ImageProcessor(size=SIDES, max_patches=4)
+    return config, T.Llama4Processor(images, t, patch_size=8, chat_template=chat(*HEADERS, "<|image|>", "<s>"))
+
+
+def phi4_multimodal() -> Any:
+    t = words("<|image|>", "<|audio|>", "<|user|>", "<|end|>", "<|assistant|>", image_token="<|image|>",
+              audio_token="<|audio|>")  # fmt: skip
+    config = T.Phi4MultimodalConfig(
+        **text(t, original_max_position_embeddings=2048),
+        vision_config=EYES | {"num_hidden_layers": 3, "image_token_id": 4},
+        audio_config={"hidden_size": 32, "intermediate_size": 48, "num_blocks": 1, "num_attention_heads": 2,
+                      "ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 16,
+                      "audio_token_id": 5},
+    )  # fmt: skip
+    template = chat("<|user|>", "<|end|>", "<|assistant|>", "<|image|>")
+    images, sounds = T.Phi4MultimodalImageProcessor(dynamic_hd=2), T.Phi4MultimodalFeatureExtractor()
+    return config, T.Phi4MultimodalProcessor(images, sounds, t, chat_template=template)
+
+
+def chameleon() -> Any:
+    visual = [f"IMGIMG{''.join(chr(65 + int(n)) for n in str(i))}Z" for i in range(16)]
+    t = words("<image>", "<racm3:break>", "<eoss>", *visual, image_token="<image>", boi_token="<racm3:break>",
+              eoi_token="<eoss>")  # fmt: skip
+    eyes = {"num_embeddings": 16, "embed_dim": 8, "latent_channels": 8, "base_channels": 32, "resolution": 32,
+            "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1}  # fmt: skip
+    config = T.ChameleonConfig(**text(t), vq_config=eyes, vocabulary_map=t.get_vocab())
+    images = T.ChameleonImageProcessor(size={"shortest_edge": 32}, crop_size=SIDES)
+    template = chat("USER: ", " ", "ASSISTANT: ", "<image>")
+    processor = T.ChameleonProcessor(images, t, image_seq_length=16, image_token="<image>")
+    processor.chat_template = template
     return config, processor
 
 
-def qwen3_omni_moe_thinker() -> Any:
-    t, processor = _omni(T.Qwen3OmniMoeProcessor, 8, T.Qwen2VLVideoProcessor())
-    config = T.Qwen3OmniMoeThinkerConfig(
-        text_config=text(t, rope_parameters=MROPE, **EXPERTS), audio_config=EARS | {"downsample_hidden_size": 8},
-        vision_config=QWEN3 | {"patch_size": 8, "deepstack_visual_indexes": [0, 1]}, image_token_id=4,
-        audio_token_id=5, video_token_id=6, audio_start_token_id=9, vision_start_token_id=7,
+def apertus1p5() -> Any:
+    visual = [f"<|visual {i}|>" for i in range(16)] + [f"<|sound {i}|>" for i in range(16)]
+    named = {"image_token": "<|image|>", "audio_token": "<|audio|>", "boi_token": "<|img_start|>",
+             "eoi_token": "<|img_end|>", "image_wrapper_token": "<|img_token|>", "eol_token": "<|img_eol|>",
+             "boa_token": "<|audio_start|>", "eoa_token": "<|audio_end|>"}  # fmt: skip
+    t = words(*visual, **named)
+    eyes = {"codebook_size": 16, "embed_dim": 8, "latent_channels": 8, "base_channels": 32,
+            "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [],
+            "resolution": 32}  # fmt: skip
+    config = T.Apertus1p5Config(
+        text_config=text(t, rope_parameters=ROPE), vision_config=eyes, image_token_id=36, audio_token_id=37,
+        image_token_offset=4, audio_token_offset=20,
+        audio_config={"model_type": "wavtokenizer_encoder", "codebook_size": 16},
     )  # fmt: skip
-    return config, processor
+    images = T.Apertus1p5ImageProcessor(size={"min_pixels": 32 * 32, "max_pixels": 64 * 64}, spatial_factor=8)
+    sounds = T.EncodecFeatureExtractor()
+    return config, T.Apertus1p5Processor(images, sounds, t, chat_template=chat(*CHATML, "<|image|>"))
 
 
-def pp_chart2table() -> Any:
-    t = words("<imgpad>", "<img>", "</img>")
-    eyes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "output_channels": 16,
-            "image_size": 128, "patch_size": 8, "window_size": 4, "global_attn_indexes": [1],
-            "mlp_dim": 64}  # fmt: skip
-    config = T.PPChart2TableConfig(
-        vision_config=eyes, text_config=T.Qwen2Config(**text(t)), image_token_index=4, image_seq_length=16
-    )
-    template = chat(*CHATML, "<img>" + "<imgpad>" * 16 + "</img>\n")
-    images = T.PPChart2TableImageProcessor(size={"height": 128, "width": 128})
-    return config, T.PPChart2TableProcessor(images, t, chat_template=template)
+def emu3() -> Any:
+    visual = [f"<|visual token {i:06d}|>" for i in range(16)]
+    named = {"image_token": "<image>", "boi_token": "<|image start|>", "eoi_token": "<|image end|>",
+             "image_wrapper_token": "<|image token|>", "eof_token": "<|extra_201|>",
+             "eol_token": "<|extra_200|>"}  # fmt: skip
+    t = words(*visual, **named)
+    eyes = {"codebook_size": 16, "embed_dim": 4, "latent_channels": 4, "base_channels": 32, "hidden_size": 32,
+            "channel_multiplier": [1, 1, 1, 1], "num_res_blocks": 1, "attn_resolutions": [3]}  # fmt: skip
+    config = T.Emu3Config(vq_config=eyes, text_config=text(t), vocabulary_map=t.get_vocab())
+    images = T.Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64)
+    return config, T.Emu3Processor(images, t, chat_template=chat(*VICUNA, "<image>"))
 
 
 def git() -> Any:
@@ -64,7 +116,7 @@ def git() -> Any:
 
 def blip() -> Any:
     t = words()
-    inner = SMALL | {"vocab_size": len(t), "encoder_hidden_size": 32, "pad_token_id": 3, "bos_token_id": 1,
+    inner = EYES | {"vocab_size": len(t), "encoder_hidden_size": 32, "pad_token_id": 3, "bos_token_id": 1,
                      "eos_token_id": 2, "sep_token_id": 2, "max_position_embeddings": 256}  # fmt: skip
     config = T.BlipConfig(text_config=inner, vision_config=SQUARE, projection_dim=32, image_text_hidden_size=32)
     return config, T.BlipProcessor(T.BlipImageProcessor(size=SIDES), t)
@@ -83,62 +135,38 @@ def kosmos_2() -> Any:
     return config, processor
 
 
-def instructblipvideo() -> Any:
-    t = words("<video>", video_token="<video>")
-    config = T.InstructBlipVideoConfig(
-        vision_config=SQUARE, qformer_config=SMALL | {"vocab_size": len(t)}, num_query_tokens=6, video_token_index=4,
-        text_config=T.LlamaConfig(**text(t)).to_dict(),
+def kosmos2_5() -> Any:
+    t = words("<image>", "</image>", image_token="<s>", boi_token="<image>", eoi_token="</image>")
+    config = T.Kosmos2_5Config(
+        text_config={"vocab_size": len(t), "embed_dim": 64, "layers": 2, "ffn_dim": 96, "attention_heads": 4,
+                     "pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config={"hidden_size": 32, "patch_embed_hidden_size": 768, "intermediate_size": 64, "head_dim": 16,
+                       "num_hidden_layers": 2, "num_attention_heads": 2, "max_num_patches": 64}, latent_query_num=8,
     )  # fmt: skip
-    return config, T.InstructBlipVideoProcessor(T.InstructBlipVideoVideoProcessor(size=SIDES), t, t, num_query_tokens=6)
+    images = T.Kosmos2_5ImageProcessor(max_patches=16)
+    processor = T.Kosmos2_5Processor(images, t, num_image_tokens=8)
+    processor.images_kwargs = {"max_patches": 16}  # else 4096
+    return config, processor
 
 
-def diffusion_gemma() -> Any:
-    named = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
-             "boa_token": "<|audio>", "eoa_token": "<audio|>"}  # fmt: skip
-    t = words("<|image|>", "<|video|>", "<|audio|>", "<|image>", "<image|>", "<|turn>", "<turn|>", **named)
-    eyes = EYES | {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "pooling_kernel_size": 3,
-                   "position_embedding_size": 256, "model_type": "gemma4_vision"}  # fmt: skip
-    config = T.DiffusionGemmaConfig(
-        text_config=text(t, global_head_dim=16, num_experts=4, top_k_experts=2, moe_intermediate_size=32),
-        vision_config=eyes, image_token_id=4, boi_token_id=7, eoi_token_id=8, canvas_length=8,
-    )  # fmt: skip
-    images = T.Gemma4ImageProcessor(patch_size=4, max_soft_tokens=70, pooling_kernel_size=3)
-    turns = ("<|turn>user\n", "<turn|>\n", "<|turn>model\n", "<|image|>", "<s>")
-    return config, T.Gemma4Processor(
-        T.Gemma4AudioFeatureExtractor(), images, t, T.Gemma4VideoProcessor(), image_seq_length=70,
-        chat_template=chat(*turns),
-    )  # fmt: skip
-
-
-def pi0() -> Any:
+def florence2() -> Any:
     t = words("<image>", image_token="<image>")
-    images = T.PI0ImageProcessor(size=SIDES)
-    images.image_seq_length = 16
-    processor = T.PI0Processor(images, t)
-    seeing = T.PaliGemmaConfig(
-        vision_config=T.SiglipVisionConfig(**SQUARE, vision_use_head=False), text_config=T.GemmaConfig(**text(t)),
-        image_token_index=4, projection_dim=64, hidden_size=64,
-    )  # fmt: skip
-    return T.PI0Config(vlm_config=seeing, dit_config=T.GemmaConfig(**text(t)), chunk_size=4), processor
+    small = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "d_model": 32,
+             "encoder_attention_heads": 2, "decoder_attention_heads": 2, "vocab_size": len(t)}  # fmt: skip
+    eyes = {"depths": [1, 1, 1, 1], "embed_dim": [8, 8, 8, 16], "num_heads": [1, 1, 1, 1], "num_groups": [1, 1, 1, 1],
+            "projection_dim": 32, "window_size": 4}  # fmt: skip
+    config = T.Florence2Config(text_config=T.BartConfig(**small), vision_config=eyes, image_token_id=4)
+    return config, T.Florence2Processor(T.CLIPImageProcessor(size=SIDES, crop_size=SIDES), t)
 
 
 def evolla() -> Any:
     t = words("<|reserved_special_token_0|>")
-    proteins = SMALL | {"vocab_size": len(t), "pad_token_id": 3}
+    proteins = EYES | {"vocab_size": len(t), "pad_token_id": 3}
     config = T.EvollaConfig(
         **text(t), protein_encoder_config=proteins, aligner_num_add_layers=1, resampler_depth=1, resampler_heads=2,
         resampler_dim_head=8, resampler_num_latents=4,
     )  # fmt: skip
     return config, T.EvollaProcessor(t, t)
-
-
-def mistral4() -> Any:
-    t = words("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]")
-    inner = text(t, kv_lora_rank=16, q_lora_rank=16, v_head_dim=16, qk_nope_head_dim=8, qk_rope_head_dim=8,
-                 num_key_value_heads=4, moe_intermediate_size=32, n_routed_experts=4,
-                 num_experts_per_tok=2)  # fmt: skip
-    images = T.PixtralImageProcessor(patch_size={"height": 8, "width": 8}, size={"longest_edge": 64})
-    return T.Mistral4Config(**inner), T.PixtralProcessor(images, t, patch_size=8, spatial_merge_size=2)
 
 
 def pix2struct() -> Any:
@@ -159,18 +187,6 @@ def pp_formulanet() -> Any:
     return T.PPFormulaNetConfig(text_config=small, vision_config=eyes), T.PPFormulaNetProcessor(
         T.PPFormulaNetImageProcessor(), t
     )
-
-
-def t5gemma2() -> Any:
-    t = words("<image_soft_token>", "<start_of_image>", "<end_of_image>", image_token="<image_soft_token>",
-              boi_token="<start_of_image>", eoi_token="<end_of_image>")  # fmt: skip
-    eyes = T.SiglipVisionConfig(**SQUARE, vision_use_head=False).to_dict()
-    config = T.T5Gemma2Config(
-        encoder={"text_config": text(t), "vision_config": eyes, "mm_tokens_per_image": 4, "image_token_index": 4,
-                 "boi_token_index": 5, "eoi_token_index": 6},
-        decoder=text(t), image_token_index=4,
-    )  # fmt: skip
-    return config, T.Gemma3Processor(T.Gemma3ImageProcessor(size=SIDES), t, image_seq_length=4)
 
 
 def udop() -> Any:
