@@ -6,15 +6,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
+from typer import Option
 
 from lvlm_guard.adapters.errors import TrainingError
+from lvlm_guard.cli.options import Dtype, Model
+from lvlm_guard.cli.settings import EMBEDDED
 from lvlm_guard.images import load_image
 from lvlm_guard.matching.vocabulary import WORD, Vocabulary
-from lvlm_guard.pretrained import EMBEDDED
 
 SCENES = 4000  # of the embedded world, unasked
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".jp2", ".heic"}
@@ -32,42 +34,37 @@ OTHER = (
 )
 """Prompts that training does not see; where the guard leaves them alone, the tuned model should too."""
 
+_IMAGES = Option(help="Folder of pictures; no labels. [default: scenes of the embedded world]", metavar="FOLDER")
+
 
 @dataclass(frozen=True)
 class Lessons:
     """What the teacher is asked, about which pictures. Other lessons are other answers.
 
     Args:
-        model, revision, dtype: "embedded", a folder or a hub id, the revision of that, and the weights' type.
-        images: folder of pictures; "" for scenes of the embedded world, whose labels are not looked at.
-        method, knobs: registered name of the guard, and its knobs.
         prompts: what is asked of every picture, one at a time; with {object}: asked of `objects`.
         other: prompts for held-out pictures only, to see what training changed elsewhere.
-        pictures, held_out: how many to learn from, None for all of the folder or 4000 scenes, and to measure on alone.
-        questions: objects asked about in each picture.
-        max_new_tokens: of an answer.
-        corrupt: "skip" counts pictures that can't be read, "refuse" stops at the first.
         seed: draws which pictures are held out, and which objects are asked about.
 
     Raises:
         TrainingError: there would be nothing to ask, to learn from or to measure on.
     """
 
-    model: str = EMBEDDED
-    images: str = ""
-    method: str = "vote"
+    model: Model = EMBEDDED
+    images: Annotated[str, _IMAGES] = ""
+    method: Annotated[str, Option(help="The guard to imitate; `lvlm-guard methods` lists them.")] = "vote"
     knobs: Mapping[str, Any] = field(default_factory=dict)
     prompts: tuple[str, ...] = (*DESCRIBE, QUESTION)
     objects: tuple[str, ...] = ()
     other: tuple[str, ...] = OTHER
-    pictures: int | None = None
-    held_out: int = 100
+    pictures: Annotated[int | None, Option(min=1, help="To learn from. [default: all; embedded 4000]")] = None
+    held_out: Annotated[int, Option(min=1, help="Pictures kept apart to measure on.")] = 100
     questions: int = 16
-    max_new_tokens: int = 128
-    corrupt: Literal["skip", "refuse"] = "skip"
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 128
+    corrupt: Annotated[Literal["skip", "refuse"], Option(help="Pictures that can't be read.")] = "skip"
     seed: int = 0
-    revision: str = ""
-    dtype: str = "auto"
+    revision: Annotated[str, Option(help="Of --model on the hub.")] = ""
+    dtype: Dtype = "auto"
 
     def __post_init__(self) -> None:
         if not self.prompts:

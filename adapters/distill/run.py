@@ -15,9 +15,10 @@ from typing import Any
 
 from lvlm_guard.adapters.distill import drift
 from lvlm_guard.adapters.distill.lessons import AnswerFile, Lessons, pictures_of, summary
+from lvlm_guard.adapters.distill.recipe import Recipe
 from lvlm_guard.adapters.distill.rows import without_repeats
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
-from lvlm_guard.adapters.distill.training import Recipe, train
+from lvlm_guard.adapters.distill.training import train
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.training.recipe import TRAINING, Call
 from lvlm_guard.api import guard, unguard

@@ -6,11 +6,10 @@ Which answers a step sees is drawn from the example's own number, so a resumed r
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
 
 from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Pictures
+from lvlm_guard.adapters.distill.recipe import Recipe
 from lvlm_guard.adapters.distill.rows import Layout, Rows
-from lvlm_guard.adapters.errors import TrainingError, check
 from lvlm_guard.adapters.training import tasks
 from lvlm_guard.adapters.training.recipe import Advance
 from lvlm_guard.adapters.training.trainer import ResumableTrainer, arguments
@@ -35,51 +34,6 @@ HEADS = ("lm_head", "embed_out")
 
 YES, HARD_NO = 0.4, 0.2  # shares of questions that were answered yes; and no, though there was reason to doubt
 DOUBT = 0.05  # the matcher's probability above which there was
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the LoRA learns.
-
-    Args:
-        steps, save_every: of the optimiser; between checkpoints.
-        batch, accumulate: pictures in memory together, in each process; such batches of one step.
-        questions: about one picture, in one step; one free prompt comes with them.
-        rate: peak learning rate of AdamW, which falls by a cosine.
-        rank, alpha: of the LoRA.
-        projector: whether the layers between image tower and language model learn too. On the embedded world a
-            short training learnt as much without, and vLLM can't serve that part (see `card`).
-        soft: learn the guard's distribution where it had a choice; else the token that it took.
-        keep: learn the plain model's own distribution where the guard had none; else its token.
-        fresh: share of the guard's distribution that words naming nothing again must hold for what it names again to be
-            left out of a description's lesson; above 1 nothing is left out. With `soft`.
-        checkpointing: recompute activations instead of keeping them: slower, less memory.
-
-    Raises:
-        TrainingError: a value outside its range.
-    """
-
-    steps: int = 500
-    batch: int = 24
-    accumulate: int = 1
-    questions: int = 12
-    rate: float = 2e-3
-    rank: int = 16
-    alpha: int = 32
-    projector: bool = False
-    soft: bool = True
-    keep: bool = True
-    fresh: float = 0.1
-    checkpointing: bool = False
-    save_every: int = 50
-
-    def __post_init__(self) -> None:
-        least = {"steps": 1, "batch": 1, "accumulate": 1, "rank": 1, "save_every": 1, "questions": 0, "fresh": 0.0}
-        check(self, least, error=TrainingError)
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise TrainingError(
-                f"The learning rate is {self.rate}: give a positive number, such as 2e-4 for a 7B model."
-            )
 
 
 def target_modules(model: Any, projector: bool) -> str:

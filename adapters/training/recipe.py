@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from accelerate import PartialState
+from typer import Option
 
 import lvlm_guard
 from lvlm_guard.adapters.errors import TrainingError, check
 from lvlm_guard.errors import KnobError
 from lvlm_guard.files import differing, plain, read_json, whole, write_json
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 Advance = Callable[[int], object]  # told how many steps, or pictures, were done
 Progress = Callable[[str, int], AbstractContextManager[Advance]]  # opens a progress bar: (what, total)
@@ -26,38 +29,21 @@ Precision = Literal["auto", "bfloat16", "float32"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long, how fast, and how often is looked.
+    """How long, how fast, and how often is looked; raises `KnobError` where a value is outside its range."""
 
-    Args:
-        steps: of the optimiser.
-        batch: pairs of a step over all processes, or pictures of a group.
-        accumulate: batches whose mean gradient makes a step; of groups at least one for each process.
-        rate, warm: peak learning rate; it rises linearly over this share of the steps and falls by a cosine to 0.
-        optimizer: "adamw", or "sgd" with momentum .9 (MaPLe's and CoPrompt's, rate .0035).
-        decay, clip: weight decay, of matrices alone, and the bound of the gradient's norm.
-        seed: of the first weights and of what is drawn.
-        measure_every: steps between measurements on validation, each of which makes a candidate.
-        patience: measurements without a better one after which training ends; 0 for to the end.
-        save_every: steps between saved states; a measurement is followed by one too.
-        precision: of the model's matrices: "auto" is bfloat16 where a GPU has it, else float32.
-
-    Raises:
-        KnobError: a value outside its range.
-    """
-
-    steps: int
-    batch: int
-    rate: float
-    accumulate: int = 1
+    steps: int  # of the optimiser
+    batch: int  # pairs of a step over all processes, or pictures of a group
+    rate: float  # at its peak: it rises linearly over the share `warm` of the steps and falls by a cosine to 0
+    accumulate: Annotated[int, Option(min=1, help="Batches of one step, over all processes.")] = 1
     warm: float = 0.05
-    optimizer: Optimizer = "adamw"
-    decay: float = 0.01
-    clip: float = 1.0
-    seed: int = 0
-    measure_every: int = 50
-    patience: int = 0
-    save_every: int = 50
-    precision: Precision = "auto"
+    optimizer: Optimizer = "adamw"  # "sgd" has momentum .9 (MaPLe's and CoPrompt's, rate .0035)
+    decay: float = 0.01  # of matrices alone
+    clip: float = 1.0  # bound of the gradient's norm
+    seed: int = 0  # of the first weights and of what is drawn
+    measure_every: int = 50  # steps between measurements on validation, each of which makes a candidate
+    patience: Annotated[int, Option(min=0, help="Measurements without a better one that end training; 0: none.")] = 0
+    save_every: Annotated[int, Option(min=1, help="Steps between saved states.")] = 50
+    precision: Annotated[Precision, Option(help="auto: bfloat16 where a GPU has it.")] = "auto"
 
     def __post_init__(self) -> None:
         least = {"steps": 1, "batch": 2, "accumulate": 1, "measure_every": 1, "patience": 0, "save_every": 1}
@@ -122,7 +108,7 @@ class Call:
     @property
     def state(self) -> PartialState:
         """This process among those that train together."""
-        return PartialState(cpu=self.device == "cpu")
+        return state_of(self.device)
 
     @property
     def main(self) -> bool:
@@ -150,6 +136,13 @@ class Call:
         return made
 
 
+def state_of(device: str) -> PartialState:
+    """Return this process among those that train together on a device."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=device == "cpu")
+
+
 def about(what: str, plan: Any, recipe: Recipe, data: Any, device: str) -> dict[str, Any]:
     """Return what tells a training from another: what, how, on which data, in how many processes."""
     return {
@@ -157,7 +150,7 @@ def about(what: str, plan: Any, recipe: Recipe, data: Any, device: str) -> dict[
         "plan": asdict(plan),
         "recipe": asdict(recipe),
         "data": {"data": data.name, "digest": data.digest},
-        "processes": PartialState(cpu=device == "cpu").num_processes,
+        "processes": state_of(device).num_processes,
     }
 
 

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -115,6 +116,11 @@ def quiet_libraries() -> None:
 
     advice.set_verbosity_error()
     advice.disable_progress_bar()
+
+
+def line() -> str:
+    """Return the command line that this is."""
+    return shlex.join(["lvlm-guard", *sys.argv[1:]])
 
 
 def installed(package: str) -> str | None:

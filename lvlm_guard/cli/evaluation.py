@@ -12,11 +12,10 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from lvlm_guard import __version__
-from lvlm_guard.cli.console import FAILED, VOID, bullets, out, print_object, quiet_libraries, reporting, say
+from lvlm_guard.cli.console import FAILED, VOID, bullets, line, out, print_object, quiet_libraries, reporting, say
 from lvlm_guard.cli.eval_run import Settings, ask, leave, rules_of, run, score, tell
 from lvlm_guard.cli.options import Json, Matchers, listed, matchers_of
 from lvlm_guard.cli.settings import Only
-from lvlm_guard.cli.trained import line
 
 evaluation = typer.Typer(
     name="eval",

@@ -10,7 +10,7 @@ A command with a parameter of that class has these options in its place, and is 
 - `tuple[str, ...]` is an option that can be repeated; with `COMMAS` each text is split, and where there is a default it
   is one text, "agla,vote".
 - `Usual(2, embedded=24)` beside the option is a default that is another on the embedded world; `Times(1 << 20)` is the
-  unit in which a number is given.
+  unit in which a number is given. A parameter of the command's own may be marked so too.
 
 An option that is not given, and has no default, leaves its field to the dataclass.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import copy
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -48,7 +48,8 @@ class Usual:
     embedded: Any
 
     def __str__(self) -> str:
-        return f"[default: {'all' if self.elsewhere is None else self.elsewhere}; embedded {self.embedded}]"
+        elsewhere, embedded = ("all" if each is None else f"{each:g}" for each in (self.elsewhere, self.embedded))
+        return f"[default: {elsewhere}; embedded {embedded}]".replace("e-0", "e-")
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Times:
 
 @dataclass(frozen=True)
 class _Setting:
-    """A field that is an option: its type, what stands beside it, and its default."""
+    """A field, or a parameter, that is an option: its type, what stands beside it, and its default."""
 
     name: str
     kind: Any
@@ -71,15 +72,14 @@ class _Setting:
     default: Any
 
     @classmethod
-    def of(cls, field: Field[Any], hint: Any) -> _Setting | None:
+    def of(cls, name: str, hint: Any, default: Any) -> _Setting | None:
         kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         option = next((mark for mark in marks if isinstance(mark, ParameterInfo)), None)
         if option is None:
             return None
         usual = next((mark for mark in marks if isinstance(mark, Usual)), None)
         unit = next((mark.unit for mark in marks if isinstance(mark, Times)), 1)
-        default = field.default if field.default_factory is MISSING else field.default_factory()
-        return cls(field.name, kind, option, usual, unit, COMMAS in marks, default)
+        return cls(name, kind, option, usual, unit, COMMAS in marks, default)
 
     @property
     def several(self) -> bool:
@@ -91,7 +91,7 @@ class _Setting:
             kind, default, option = kind | None, None, copy(option)
             option.help = f"{option.help} {self.usual}"
         elif self.commas and default != ():
-            kind, default = (str | None, None) if default is None else (str, ",".join(default))
+            kind, default = (str | None, None) if default is None else (str, ",".join(map(str, default)))
         elif self.several:
             kind, default = list[get_args(kind)[0]] | None, list(default) or None  # type: ignore[misc]
         elif default is MISSING:
@@ -108,7 +108,7 @@ class _Setting:
             return
         elif self.commas:
             text = value if isinstance(value, str) else ",".join(value)
-            names = tuple(part.strip() for part in text.split(",") if part.strip())
+            names = tuple(self._read(part.strip()) for part in text.split(",") if part.strip())
             if text and not names:
                 raise BadParameter(f"{text!r} names nothing: give names, comma-separated.")
             yield self.name, names
@@ -117,38 +117,55 @@ class _Setting:
         else:
             yield self.name, value if self.unit == 1 else value * self.unit
 
+    def _read(self, part: str) -> Any:
+        try:
+            return int(part) if self.kind == tuple[int, ...] else part
+        except ValueError:
+            told = f"--{self.name.replace('_', '-')} {part!r}: give whole numbers, comma-separated, such as 0,1,2."
+            raise BadParameter(told) from None
 
-def settings_of(annotation: Any) -> tuple[Any, dict[str, _Setting]]:
-    """Return the dataclass that a parameter is of, or completes, and its options; (None, {}) for other parameters."""
+
+def _settings_of(annotation: Any) -> tuple[Any, bool, dict[str, _Setting]]:
+    """Return the dataclass that a parameter is of, whether it completes it, its options; (None, False, {}) for others."""
     kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
-    kind = get_args(kind)[0] if get_origin(kind) is partial else kind
+    completes = get_origin(kind) is partial
+    kind = get_args(kind)[0] if completes else kind
     if not (isinstance(kind, type) and is_dataclass(kind)):
-        return None, {}
+        return None, False, {}
     hints = get_type_hints(kind, include_extras=True)
     only = next((mark for mark in marks if isinstance(mark, Only)), tuple(hints))
-    found = (_Setting.of(field, hints[field.name]) for field in fields(kind) if field.init)
-    return kind, {one.name: one for one in found if one is not None and one.name in only}
+    found = {}
+    for field in fields(kind):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        setting = _Setting.of(field.name, hints[field.name], default)
+        if field.init and field.name in only and setting is not None:
+            found[field.name] = setting
+    return kind, completes, found
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command with the options of the settings that it takes; see above."""
     own = signature(command, eval_str=True).parameters
-    taken = {name: (each.annotation, *settings_of(each.annotation)) for name, each in own.items()}
+    taken = {name: _settings_of(each.annotation) for name, each in own.items()}
+    marked = {name: _Setting.of(name, each.annotation, each.default) for name, each in own.items()}
     options: dict[str, Parameter] = {}
-    for name, (_, kind, settings) in taken.items():
-        for each in [own[name]] if kind is None else [one.parameter() for one in settings.values()]:
-            options.setdefault(each.name, _shown(own.get(each.name, each)))
+    for name, (kind, _, settings) in taken.items():
+        for each in (name,) if kind is None else settings:
+            one = marked[each] if each in own else settings[each]
+            options.setdefault(each, _shown(own[each] if one is None else one.parameter()))
 
     @wraps(command)
     def run(**values: Any) -> None:
         embedded = values.get("data", values.get("model")) == EMBEDDED
         handed: dict[str, Any] = {}
-        for name, (annotation, kind, settings) in taken.items():
+        for name, (kind, completes, settings) in taken.items():
+            one = marked[name]
             if kind is None:
-                handed[name] = values[name]
+                handed[name] = dict(one.given(values[name], embedded)).get(name) if one else values[name]
                 continue
             given = dict(pair for key, one in settings.items() for pair in one.given(values[key], embedded))
-            handed[name] = partial(kind, **given) if get_origin(annotation) is partial else kind(**given)
+            made = partial(kind, **given)
+            handed[name] = made if completes else made()
         command(**handed)
 
     run.__signature__ = Signature(list(options.values()))  # type: ignore[attr-defined]

@@ -7,9 +7,9 @@ from importlib import import_module
 from rich.markup import escape
 from rich.table import Table
 
-from lvlm_guard.cli.console import out, print_json, quiet_libraries
+from lvlm_guard.cli.console import out, print_json
 from lvlm_guard.cli.options import Json
-from lvlm_guard.cli.trained import needs_extra
+from lvlm_guard.cli.trained import ready
 
 
 def presets(json: Json = False) -> None:
@@ -17,8 +17,7 @@ def presets(json: Json = False) -> None:
 
     [bold]Example:[/bold] lvlm-guard train claims --preset promptsrc --data facts.jsonl
     """
-    quiet_libraries()
-    needs_extra()
+    ready()
     rows = [one.to_dict() for one in import_module("lvlm_guard.adapters.presets").PRESETS.values()]
     if json:
         print_json("train presets", rows)
@@ -28,6 +27,3 @@ def presets(json: Json = False) -> None:
         number = "" if row["row"] is None else str(row["row"])
         shown.add_row(*map(escape, (row["name"], number, row["identifier"], row["piece"], row["paper"], row["lacks"])))
     out().print(shown)
-
-
-COMMAND = presets

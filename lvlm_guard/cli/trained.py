@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 from rich.table import Table
+from typer import Option
 
-from lvlm_guard.cli.console import environment, out, print_json, say, usage
+from lvlm_guard.cli.console import environment, line, out, print_json, quiet_libraries, say, usage
 from lvlm_guard.cli.options import Json
+from lvlm_guard.cli.settings import COMMAS, EMBEDDED, Usual
 from lvlm_guard.progress import progress
 
-WORLD = "embedded"
+if TYPE_CHECKING:
+    from lvlm_guard.adapters.training.recipe import Recipe as Recipe
+else:
+    Recipe = import_module("lvlm_guard.adapters.training.recipe").Recipe
 
 
 def _configured(context: typer.Context, path: Path | None) -> Path | None:
@@ -52,59 +56,109 @@ Config = Annotated[
 ]
 
 
-def shared(
-    data: Annotated[
-        str, typer.Option(help="embedded, a .jsonl file, a folder, .tar shards, or hf:owner/name.", metavar="DATA")
-    ] = "embedded",
-    clip: Annotated[str, typer.Option(help="embedded, a folder or a hub id.", metavar="ID")] = "embedded",
-    images: Annotated[
-        Path | None, typer.Option(help="Where paths of a .jsonl file start. [default: its own folder]")
-    ] = None,
-    column: Annotated[
-        list[str] | None, typer.Option(help="Of a data set: captions=sentences. Repeatable.", metavar="KEY=COLUMN")
-    ] = None,
-    on_bad: Annotated[
-        Literal["raise", "skip"], typer.Option(help="Pictures that can't be read: stop, or skip and count.")
-    ] = "raise",
-    pictures: Annotated[
-        int | None, typer.Option(min=4, help="To train on, the first ones. [default: all; embedded 1200]")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(min=2, help="Pairs, or pictures of a group. [default: 64; embedded 32]")
-    ] = None,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches of one step, over all processes.")] = 1,
-    measure_every: Annotated[
-        int | None, typer.Option(min=1, help="Steps between measurements. [default: an epoch]")
-    ] = None,
-    patience: Annotated[
-        int, typer.Option(min=0, help="Measurements without a better one that end training; 0: none.")
-    ] = 0,
-    save_every: Annotated[int, typer.Option(min=1, help="Steps between saved states.")] = 50,
-    precision: Annotated[
-        Literal["auto", "bfloat16", "float32"], typer.Option(help="auto: bfloat16 where a GPU has it.")
-    ] = "auto",
-    seeds: Annotated[
-        str, typer.Option("--seeds", "--seed", help="Of training, comma-separated: an adapter each.")
-    ] = "0",
-    test_pictures: Annotated[
-        int | None, typer.Option(min=2, help="Test pictures of --compare. [default: all; embedded 400, 500]")
-    ] = None,
-    workers: Annotated[
-        int, typer.Option(min=0, help="Processes that read pictures, where they don't fit in memory.")
-    ] = 0,
-    report_to: Annotated[str, typer.Option(help="Trackers, comma-separated: tensorboard, wandb, mlflow, ...")] = "none",
-    config: Config = None,
-    device: Annotated[Literal["auto", "cpu"], typer.Option(help="auto: accelerate's choice.")] = "auto",
-    start_over: Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")] = False,
-    json: Json = False,
-) -> None:
-    """Options of every training of a matcher (`with_options_of`)."""
+Seeds = Annotated[
+    tuple[int, ...], COMMAS, Option("--seeds", "--seed", help="Of training, comma-separated: an adapter each.")
+]
+StartOver = Annotated[bool, Option("--start-over", help="Drop what an earlier run left in --out.")]
+
+Validation = Annotated[int | None, Option(min=2, help="Validation pictures to measure on."), Usual(None, embedded=200)]
+
+_DATA = Option(help="embedded, a .jsonl file, a folder, .tar shards, or hf:owner/name.", metavar="DATA")
+_IMAGES = Option(help="Where paths of a .jsonl file start. [default: its own folder]")
+_COLUMN = Option(help="Of a data set: captions=sentences. Repeatable.", metavar="KEY=COLUMN")
+_ON_BAD = Option(help="Pictures that can't be read: stop, or skip and count.")
+_PICTURES = Option(min=4, help="To train on, the first ones.")
+_TEST = Option(min=2, help="Test pictures of --compare. [default: all; embedded 400, 500]")
+_WORKERS = Option(min=0, help="Processes that read pictures, where they don't fit in memory.")
+_REPORT_TO = Option(help="Trackers, comma-separated: tensorboard, wandb, mlflow, ...")
 
 
-def needs_extra() -> None:
-    """Raise `MissingExtraError` where peft or accelerate is not installed."""
+@dataclass(frozen=True)
+class Training:
+    """What every training of a matcher is told, beside its recipe."""
+
+    data: Annotated[str, _DATA] = EMBEDDED
+    clip: Annotated[str, Option(help="embedded, a folder or a hub id.", metavar="ID")] = EMBEDDED
+    images: Annotated[Path | None, _IMAGES] = None
+    column: Annotated[tuple[str, ...], _COLUMN] = ()
+    on_bad: Annotated[Literal["raise", "skip"], _ON_BAD] = "raise"
+    pictures: Annotated[int | None, _PICTURES, Usual(None, embedded=1200)] = None
+    batch: Annotated[int, Option(min=2, help="Pairs, or pictures of a group."), Usual(64, embedded=32)] = 64
+    measure_every: Annotated[int | None, Option(min=1, help="Steps between measurements. [default: an epoch]")] = None
+    seeds: Seeds = (0,)
+    test_pictures: Annotated[int | None, _TEST] = None
+    workers: Annotated[int, _WORKERS] = 0
+    report_to: Annotated[str, _REPORT_TO] = "none"
+    config: Config = None
+    device: Annotated[Literal["auto", "cpu"], Option(help="auto: accelerate's choice.")] = "auto"
+    start_over: StartOver = False
+    json: Json = False
+
+    @property
+    def world(self) -> bool:
+        """Whether it is on the embedded world, where minutes count."""
+        return self.data == EMBEDDED
+
+    def call(self, folder: Path, compare: bool, usual: int) -> Any:
+        """Return a `lvlm_guard.adapters.training.recipe.Call`; `usual` are the test pictures of the embedded world."""
+        return called(
+            folder,
+            self.seeds,
+            self.device,
+            self.start_over,
+            compare=compare,
+            pictures=self.test_pictures or (usual if self.world else None),
+            workers=self.workers,
+            report_to=self.report_to,
+        )
+
+    def facts(self, call: Any, world: str = "world") -> Any:
+        """Return the facts of --data, with the first training pictures alone, and tell what they hold."""
+        pairs = [column.partition("=") for column in self.column]
+        if any(not (name and theirs) for name, _, theirs in pairs):
+            raise usage("--column: give KEY=COLUMN, such as captions=sentences.")
+        opened = import_module("lvlm_guard.adapters.data").open_facts(
+            world if self.world else self.data,
+            columns={name: theirs for name, _, theirs in pairs} or None,
+            images=self.images,
+            on_bad=self.on_bad,
+        )
+        facts = opened.first(self.pictures)
+        call.told().echo(facts.summary())
+        return facts
+
+    def recipe(
+        self,
+        given: partial[Recipe],
+        data: Any,
+        epochs: int | None,
+        steps: int | None,
+        usual: int,
+        looks: int = 4,
+        narrow: bool = True,
+        **more: Any,
+    ) -> Recipe:
+        """Return a recipe of so many epochs (10), or steps; an epoch is the same one on any number of processes.
+
+        Args:
+            given: what it is completed from.
+            usual, looks: steps on the embedded world, and measurements; elsewhere there is one an epoch.
+            narrow: whether the embedded world is trained in bfloat16.
+            **more: of the recipe.
+        """
+        epoch = max(1, len(data.parted()[0].rows) // (self.batch * given.keywords["accumulate"]))
+        steps = steps or (epochs * epoch if epochs else usual if self.world else 10 * epoch)
+        every = self.measure_every or (max(1, steps // looks) if self.world else epoch)
+        if self.world and narrow and given.keywords["precision"] == "auto":
+            more["precision"] = "bfloat16"
+        return given(steps=steps, batch=self.batch, measure_every=every, **more)
+
+
+def ready() -> None:
+    """Raise `MissingExtraError` where peft or accelerate is not installed; keep libraries quiet."""
     from lvlm_guard.errors import MissingExtraError
 
+    quiet_libraries()
     try:
         for name in ("peft", "accelerate"):
             import_module(name)
@@ -114,99 +168,22 @@ def needs_extra() -> None:
         ) from error
 
 
-def numbers(seeds: str) -> tuple[int, ...]:
-    """Return the seeds of --seeds."""
-    try:
-        return tuple(int(part) for part in seeds.split(","))
-    except ValueError:
-        raise usage(f"--seeds {seeds!r}: give whole numbers, comma-separated, such as 0,1,2.") from None
+def called(folder: Path, seeds: tuple[int, ...], device: str, start_over: bool, **more: Any) -> Any:
+    """Return a `lvlm_guard.adapters.training.recipe.Call` of this command line."""
+    call = import_module("lvlm_guard.adapters.training.recipe").Call
+    return call(folder, seeds, device, start_over, say, progress, line(), environment(), **more)
 
 
-def line() -> str:
-    """Return the command line that this is."""
-    return shlex.join(["lvlm-guard", *sys.argv[1:]])
+def told_of(call: Any, work: Any) -> None:
+    """Say what of a preset's work is not exact."""
+    if work.lacks:
+        call.told().echo(f"{work.name} (arXiv:{work.identifier}) is not exact here: {work.lacks}.")
 
 
-def asked(options: Mapping[str, Any], folder: Path, compare: bool, usual: int) -> Any:
-    """Return a `lvlm_guard.adapters.training.recipe.Call`; `usual` are the test pictures of the embedded world."""
-    return import_module("lvlm_guard.adapters.training.recipe").Call(
-        out=folder,
-        seeds=numbers(options["seeds"]),
-        compare=compare,
-        pictures=options["test_pictures"] or (usual if options["data"] == WORLD else None),
-        echo=say,
-        progress=progress,
-        line=line(),
-        environment=environment(),
-        **{name: options[name] for name in ("device", "workers", "report_to", "start_over")},
-    )
-
-
-def read_facts(options: Mapping[str, Any], call: Any, world: str = "world") -> Any:
-    """Return the facts of --data, with the first training pictures alone, and tell what they hold."""
-    pairs = [column.partition("=") for column in options["column"] or ()]
-    if any(not (name and theirs) for name, _, theirs in pairs):
-        raise usage("--column: give KEY=COLUMN, such as captions=sentences.")
-    own, embedded = {"images": options["images"], "on_bad": options["on_bad"]}, options["data"] == WORLD
-    opened = import_module("lvlm_guard.adapters.data").open_facts(
-        world if embedded else options["data"], columns={name: theirs for name, _, theirs in pairs} or None, **own
-    )
-    facts = opened.first(options["pictures"] or (1200 if embedded else None))
-    call.told().echo(facts.summary())
-    return facts
-
-
-class Length(NamedTuple):
-    """How long a training is.
-
-    Args:
-        batch: rows of a step.
-        epoch: steps of one pass over the training rows.
-        steps: in all.
-    """
-
-    batch: int
-    epoch: int
-    steps: int
-
-
-def length(options: Mapping[str, Any], data: Any, epochs: int | None, steps: int | None, world: int) -> Length:
-    """Return how long to train; a pass over the data is the same one on any number of processes.
-
-    Args:
-        options: the shared ones; `accumulate` batches are a step.
-        data: the data set.
-        epochs: passes over the training rows; None: 10.
-        steps: instead of epochs; None for the default.
-        world: steps on the embedded world, where minutes count.
-    """
-    embedded = options["data"] == WORLD
-    size = options["batch"] or (32 if embedded else 64)
-    epoch = max(1, len(data.parted()[0].rows) // (size * options["accumulate"]))
-    return Length(size, epoch, steps or (epochs * epoch if epochs else world if embedded else 10 * epoch))
-
-
-def recipe(options: Mapping[str, Any], long: Length, looks: int = 4, narrow: bool = True, **more: Any) -> Any:
-    """Return a training's recipe.
-
-    Args:
-        options: the shared ones.
-        long: how long it is.
-        looks: measurements of a training on the embedded world; elsewhere one an epoch.
-        narrow: whether the embedded world is trained in bfloat16.
-        **more: of the recipe.
-    """
-    world = options["data"] == WORLD
-    precision = "bfloat16" if world and narrow and options["precision"] == "auto" else options["precision"]
-    return import_module("lvlm_guard.adapters.training.recipe").Recipe(
-        steps=long.steps,
-        batch=long.batch,
-        accumulate=options["accumulate"],
-        measure_every=options["measure_every"] or (max(1, long.steps // looks) if world else long.epoch),
-        precision=precision,
-        **{name: options[name] for name in ("patience", "save_every")},
-        **more,
-    )
+def print_report(report: dict[str, Any]) -> None:
+    """Print what a training found as the one JSON object of its command."""
+    rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
+    print_json(report["command"], report["rows"], **rest)
 
 
 MOST_COLUMNS = 8
@@ -218,8 +195,7 @@ def finish(call: Any, report: dict[str, Any], json: bool) -> None:
     if not call.main:
         return
     if json:
-        rest = {key: value for key, value in report.items() if key not in ("command", "version", "environment", "rows")}
-        print_json(report["command"], report["rows"], **rest)
+        print_report(report)
         return
     told = import_module("lvlm_guard.report.comparison")
     for task, (methods, figures) in told.compared(report["rows"]).items():
@@ -228,8 +204,8 @@ def finish(call: Any, report: dict[str, Any], json: bool) -> None:
             shown.add_row(metric, *(escape(told.cell(row)) for row in each))
         if len(methods) <= MOST_COLUMNS:
             out().print(shown)
-    for line in told.verdicts(report["rows"]):
-        out().print(escape(line), soft_wrap=True)
+    for sentence in told.verdicts(report["rows"]):
+        out().print(escape(sentence), soft_wrap=True)
     for folder, kept in zip(report["adapters"], report["kept"], strict=True):
         note = "  (no epoch was better than the untuned CLIP, which is kept)" if kept["kept"] == -1 else ""
         out().print(f"adapter  {escape(folder)}{note}", soft_wrap=True)

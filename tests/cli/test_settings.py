@@ -41,10 +41,14 @@ def called(*arguments: str) -> tuple[int, str, list[Any]]:
     got: list[Any] = []
 
     def train(
-        lessons: Lessons, recipe: partial[Recipe], out: Annotated[str, typer.Option(help="Folder.")] = "o"
+        lessons: Lessons,
+        recipe: partial[Recipe],
+        out: Annotated[str, typer.Option(help="Folder.")] = "o",
+        seeds: Annotated[tuple[int, ...], COMMAS, typer.Option("--seeds", "--seed", help="Of it.")] = (0,),
+        at_once: Annotated[int, Usual(8, embedded=256), typer.Option(help="Prompts.")] = 8,
     ) -> None:
         """Train."""
-        got.extend([lessons, recipe, out])
+        got.extend([lessons, recipe, (out, seeds, at_once)])
 
     app = typer.Typer(rich_markup_mode="rich")
     app.command()(reporting(train))
@@ -53,19 +57,20 @@ def called(*arguments: str) -> tuple[int, str, list[Any]]:
 
 
 def test_a_command_is_given_settings_made_of_its_options() -> None:
-    code, _, (lessons, recipe, out) = called(
+    code, _, (lessons, recipe, own) = called(
         *("--methods", "focus, agla", "--questions", "a", "--questions", "b", "--split", "val", "--lr", "2", "--hard"),
-        *("--out", "there"),
+        *("--out", "there", "--seed", "3, 4", "--at-once", "7"),
     )
     assert code == 0
     assert lessons == Lessons(methods=("focus", "agla"), questions=("a", "b"), split="val")
     assert recipe(batch=7) == Recipe(7, 1200, "embedded", rate=2.0, soft=False)
-    assert out == "there"
+    assert own == ("there", (3, 4), 7)
 
 
 @pytest.mark.parametrize(("model", "batch", "pictures"), [("embedded", 24, 1200), ("some/id", 2, None)])
 def test_defaults_may_depend_on_the_embedded_world(model: str, batch: int, pictures: int | None) -> None:
-    _, _, (lessons, recipe, _) = called("--model", model)
+    _, _, (lessons, recipe, own) = called("--model", model)
+    assert own == ("o", (0,), 256 if model == "embedded" else 8)
     assert recipe() == Recipe(batch, pictures, model)
     assert lessons == Lessons(model=model)
 
@@ -82,7 +87,10 @@ def test_help_shows_each_option_once_with_its_default() -> None:
     assert "knobs" not in shown
 
 
-@pytest.mark.parametrize(("arguments", "says"), [(["--split", "x"], "'x'"), (["--limit", "0"], "--limit")])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--split", "x"], "'x'"), (["--limit", "0"], "--limit"), (["--seeds", "x"], "whole numbers")],
+)
 def test_values_out_of_range_are_refused_by_name(arguments: list[str], says: str) -> None:
     code, shown, got = called(*arguments)
     assert code == 2

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import pytest
 
 from lvlm_guard.adapters.distill.lessons import Lessons
+from lvlm_guard.adapters.distill.recipe import Recipe
 from lvlm_guard.adapters.distill.run import card, side_by_side, write_report
-from lvlm_guard.adapters.distill.training import Recipe
 
 
 def row(method, task, metric, value, low=None, high=None):

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from lvlm_guard.adapters.distill import run
 from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Lessons, Pictures
+from lvlm_guard.adapters.distill.recipe import Recipe
 from lvlm_guard.adapters.distill.rows import Layout
-from lvlm_guard.adapters.distill.training import Recipe, log_probs, plain_log_probs, train
+from lvlm_guard.adapters.distill.training import log_probs, plain_log_probs, train
 from lvlm_guard.adapters.errors import TrainingError
 from lvlm_guard.adapters.training.recipe import Call, finish, last_checkpoint
 from lvlm_guard.pretrained import load_model
