@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,17 +14,14 @@ if TYPE_CHECKING:
     from lvlm_guard.engine.trace import GuardTrace
 
 
-@dataclass
+@dataclass(frozen=True)
 class Answer:
     """One answer.
 
     Args:
-        method: that gave it; greedy or sample for a plain one.
-        text: what it says.
-        tokens: its ids.
+        method: that gave it; greedy or sample for a plain one, which has no trace.
         seconds: of generate().
-        trace: the guard's, None for a plain answer.
-        texts: of each picture, what it was matched with.
+        asked: of each picture, what it was matched with.
         others: scores and texts of the answers that it was chosen from, itself first.
     """
 
@@ -32,18 +29,19 @@ class Answer:
     text: str
     tokens: list[int]
     seconds: float
+    asked: Sequence[str]
     trace: GuardTrace | None = None
-    texts: list[str] = field(default_factory=list)
-    others: list[tuple[float, str]] = field(default_factory=list)
+    others: Sequence[tuple[float, str]] = ()
 
 
-def answer(
+def answers_of(
     model: Any,
     processor: Any,
     method: Any,
     pictures: Sequence[Image],
     prompt: str,
     settings: dict[str, Any],
+    *,
     execution: Execution,
     seed: int,
     compare: bool,
@@ -52,18 +50,7 @@ def answer(
 ) -> list[Answer]:
     """Return the guarded answer, after the plain one if asked; both start from the same seed.
 
-    Args:
-        model: not guarded yet, as is the processor.
-        processor: the model's.
-        method: that guards it.
-        pictures: of the prompt.
-        prompt: what is asked.
-        settings: of generate().
-        execution: how branches are run.
-        seed: of what is sampled.
-        compare: whether to answer plainly too.
-        verifier: what checks the guarded answer; None for nothing.
-        best_of: guarded answers to sample, of which the best is given; more than one needs a verifier.
+    Model and processor are not guarded yet; the best of several answers needs a verifier.
 
     Raises:
         GuardError: the model, the pictures or the prompt can't be guarded.
@@ -72,53 +59,43 @@ def answer(
 
     from lvlm_guard.api import guard
     from lvlm_guard.pretrained import ask, spoken
+    from lvlm_guard.verify import ranked
 
     model, processor = guard(model, processor, method, execution=execution)
-    answers = []
+    made = []
     for plain in (True, False) if compare else (False,):
         inputs = ask(processor, [pictures], [prompt]).to(model.device, dtype=model.dtype)
         asked = [view.text for view in inputs["guard_views"].views()]
-        set_seed(seed)
-        began = time.perf_counter()
+        more: dict[str, Any] = {} if verifier is None else {"verify": verifier}
+        more |= {"num_return_sequences": best_of} if best_of > 1 else {}
         if plain:
             del inputs["guard_views"]
-            output = model.generate(**inputs, **settings, guard=False, return_dict_in_generate=True)
-        else:
-            more = {"verify": verifier} if verifier is not None else {}
-            more |= {"num_return_sequences": best_of} if best_of > 1 else {}
-            output = model.generate(**inputs, **settings, **more, return_dict_in_generate=True)
+            more = {"guard": False}
+        set_seed(seed)
+        began = time.perf_counter()
+        output = model.generate(**inputs, **settings, **more, return_dict_in_generate=True)
         seconds = time.perf_counter() - began
         rows = output.sequences[:, inputs["input_ids"].shape[1] :].tolist()
         texts = [spoken(processor, row).strip() for row in rows]
-        trace = None if plain else output.guard
-        others = []
-        best = 0
-        if trace is not None and best_of > 1:
-            order = _chosen(trace, texts, pictures, verifier, method, model)
-            others, best = [(one.score, texts[one.index]) for one in order], order[0].index
+        if plain:
+            name = "sample" if settings["do_sample"] else "greedy"
+            made.append(Answer(name, texts[0], rows[0], seconds, asked))
+            continue
+        trace, others, best = output.guard, [], 0
+        if best_of > 1:
+            order = ranked(trace, texts, pictures, verifier.judge(method, model))
+            places = [one.index for one in order]
+            trace.steps, trace.verdicts = ([told[place] for place in places] for told in (trace.steps, trace.verdicts))
+            others, best = [(one.score, texts[one.index]) for one in order], places[0]
             rows[best] = rows[best][: len(trace.steps[0])]  # behind its end it was filled up to the longest
-        name = method.name if not plain else "sample" if settings["do_sample"] else "greedy"
-        answers.append(Answer(name, texts[best], rows[best], seconds, trace, asked, others))
-    return answers
+        made.append(Answer(method.name, texts[best], rows[best], seconds, asked, trace, others))
+    return made
 
 
 def verifier_of(model: str, method: Any, matcher: str | None, objects: str | None) -> Any:
     """Return the verifier of the command's options; the embedded model is checked on its own world's objects."""
+    from lvlm_guard.embedded.catalog import CLASSES
     from lvlm_guard.verify import Verifier
 
-    if objects is None and model == "embedded" and getattr(method, "objects", None) is None:
-        from lvlm_guard.embedded.world import CLASSES
-
-        return Verifier(matcher, tuple(CLASSES))
-    return Verifier(matcher, objects)
-
-
-def _chosen(trace: Any, texts: list[str], pictures: Any, verifier: Any, method: Any, model: Any) -> list[Any]:
-    """Return the answers ranked, with the trace of the best moved to the front."""
-    from lvlm_guard.verify import ranked
-
-    order = ranked(trace, texts, pictures, verifier.judge(method, model))
-    places = [one.index for one in order]
-    trace.steps = [trace.steps[place] for place in places]
-    trace.verdicts = [trace.verdicts[place] for place in places]
-    return list(order)
+    world = objects is None and model == "embedded" and getattr(method, "objects", None) is None
+    return Verifier(matcher, CLASSES if world else objects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lvlm_guard.cli.answering import Answer, answer, verifier_of
+from lvlm_guard.cli.answering import Answer, answers_of, verifier_of
 from lvlm_guard.cli.console import bullets, out, print_json, quiet_libraries, usage
 from lvlm_guard.cli.options import (
     Device,
@@ -79,7 +80,7 @@ def generate(
     pictures, remarks = pictures_of(image, model, max_pixels)
     quiet_libraries()
     from lvlm_guard.embedded.world import CAPTION_PROMPT
-    from lvlm_guard.pretrained import load_model, unknown_words
+    from lvlm_guard.pretrained import load_model, spoken, unknown_words
 
     prompt = CAPTION_PROMPT if prompt is None else prompt
     chosen = method_of(method, knob)
@@ -91,42 +92,29 @@ def generate(
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample}
     settings |= {"temperature": temperature} if sample else {"temperature": None, "top_p": None, "top_k": None}
     check = verifier_of(model, chosen, verifier, objects) if verify or best_of > 1 else None
-    answers = answer(lvlm, processor, chosen, pictures, prompt, settings, execution, seed, compare, check, best_of)
-    guarded = answers[-1]
-    remarks += guarded.trace.notes if guarded.trace else []
-    shown = image or ["world:0"]
-    rows = [
-        {
-            "model": model,
-            "method": one.method,
-            "images": shown,
-            "prompt": prompt,
-            "answer": one.text,
-            "tokens": len(one.tokens),
-            "seconds": one.seconds,
-            "trace": one.trace.to_dict() if one.trace else None,
-            **({"candidates": [{"score": score, "answer": text} for score, text in one.others]} if one.others else {}),
-        }
-        for one in answers
-    ]
+    how: dict[str, Any] = {"execution": execution, "seed": seed, "compare": compare, "verifier": check, "best_of": best_of}
+    answers = answers_of(lvlm, processor, chosen, pictures, prompt, settings, **how)
+    remarks += answers[-1].trace.notes if answers[-1].trace else []
+    shown, decode = image or ["world:0"], partial(spoken, processor)
     if report is not None:
         from lvlm_guard.report import write_page
 
-        decode = _decoder(processor)
         write_page(report, _page(answers, pictures, prompt, model, remarks, decode))
     if json:
+        asked = {"images": shown, "prompt": prompt}
+        rows = [{"model": model, "method": one.method} | asked | _row(one) for one in answers]
         print_json("generate", rows, lvlm.device, notes=remarks)
         return
-    _show(answers, shown, prompt, _decoder(processor))
+    _show(answers, shown, prompt, decode)
     bullets(remarks)
     if report is not None:
         out().print(f"[dim]page[/]  {escape(str(report))}")
 
 
-def _decoder(processor: Any) -> Callable[[Sequence[int]], str]:
-    from lvlm_guard.pretrained import spoken
-
-    return lambda tokens: spoken(processor, tokens)
+def _row(one: Answer) -> dict[str, Any]:
+    trace = one.trace.to_dict() if one.trace else None
+    row = {"answer": one.text, "tokens": len(one.tokens), "seconds": one.seconds, "trace": trace}
+    return row | ({"candidates": [{"score": s, "answer": text} for s, text in one.others]} if one.others else {})
 
 
 def _show(answers: list[Answer], images: list[str], prompt: str, decode: Callable[[Sequence[int]], str]) -> None:
@@ -191,9 +179,8 @@ def _page(
 
     guarded = answers[-1]
     assert guarded.trace is not None
-    looked = []
-    for index, picture in enumerate(pictures):
-        looked.append(Looked(picture, *_seen(picture, guarded.texts[index], guarded.trace.views.get(index))))
+    seen = enumerate(zip(pictures, guarded.asked, strict=True))
+    looked = [Looked(image, *_seen(image, asked, guarded.trace.views.get(index))) for index, (image, asked) in seen]
     said = [Said(one.method, one.text, one.seconds, one.trace.to_dict() if one.trace else None) for one in answers]
     return answer_page(
         prompt, looked, said, decode, model=model, remarks=remarks, made=f"lvlm-guard {__version__}, generate --report"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from inspect import Parameter, signature
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,21 +57,6 @@ WORLD_ONLY = (
 )
 
 
-def with_options_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of another, before its own; it takes them as keywords that it does not name."""
-
-    def widened(command: Callable[..., None]) -> Callable[..., None]:
-        theirs, ours = (signature(each, eval_str=True) for each in (other, command))
-        own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in theirs.parameters.values()]
-        own += [p for p in ours.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        both = ours.replace(parameters=own)
-        command.__signature__ = both  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in both.parameters.values()} | {"return": None}
-        return command
-
-    return widened
-
-
 def listed(text: str, complaint: str, known: Sequence[str] = ()) -> list[str]:
     """Read "agla,vote" as names, at least one, each of the known ones if there are any."""
     names = [name.strip() for name in text.split(",") if name.strip()]
@@ -92,19 +76,19 @@ def numbers(text: str, complaint: str) -> list[int]:
     return found
 
 
-def method_of(name: str, knobs: Sequence[str] | None) -> Any:
-    """Return a method from its name and NAME=VALUE texts; of a combination ("agla+rudder") METHOD.NAME=VALUE.
+def knobs_of(name: str, pairs: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """Return the knobs of a method's NAME=VALUE texts; of a combination ("agla+rudder") METHOD.NAME=VALUE, by method.
 
     Raises:
         UnknownNameError: no method has this name.
-        KnobError: no such knob, or a value that it can't take.
+        KnobError: a value that a knob can't take.
     """
-    from lvlm_guard.api import combined, parts_of, resolve
+    from lvlm_guard.api import parts_of
     from lvlm_guard.knobs import defaults_of, read_knob
 
     parts = parts_of(name)
     defaults, given = {part: defaults_of(part) for part in parts}, {part: dict[str, Any]() for part in parts}
-    for pair in knobs or ():
+    for pair in pairs or ():
         left, equals, value = pair.partition("=")
         if not equals:
             raise usage(f"--knob {pair!r} has no value: write NAME=VALUE, such as alpha=1.5.")
@@ -113,9 +97,25 @@ def method_of(name: str, knobs: Sequence[str] | None) -> Any:
             raise usage(f"--knob {pair!r}: whose of {name}? Write METHOD.NAME=VALUE, such as {parts[0]}.{pair}.")
         if dot and part not in parts:
             raise usage(f"--knob {pair!r}: {part!r} is none of {', '.join(parts)}.")
-        own = part or name
-        given[own][knob] = read_knob(knob, value.strip(), defaults[own].get(knob))
+        given[part or name][knob] = read_knob(knob, value.strip(), defaults[part or name].get(knob))
+    return given
+
+
+def method_of(name: str, knobs: Sequence[str] | None) -> Any:
+    """Return a method from its name and `knobs_of` it; raises `KnobError` where it has no such knob too."""
+    from lvlm_guard.api import combined, resolve
+
+    given = knobs_of(name, knobs)
     return combined(name, lambda part: resolve(part, given[part]))
+
+
+def checked_knobs(name: str, pairs: Sequence[str] | None) -> dict[str, Any]:
+    """Return a method's knobs; raises as `method_of` does, and `KnobError` for those of a combination."""
+    method_of(name, pairs)
+    given = knobs_of(name, pairs)
+    if name not in given and any(given.values()):
+        raise usage(f"--knob is of one method here, and {name} is a combination.")
+    return given.get(name, {})
 
 
 def knob_value(method: str, knob: str, text: str) -> Any:

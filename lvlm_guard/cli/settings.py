@@ -126,7 +126,7 @@ class _Setting:
 
 
 def _settings_of(annotation: Any) -> tuple[Any, bool, dict[str, _Setting]]:
-    """Return the dataclass that a parameter is of, whether it completes it, its options; (None, False, {}) for others."""
+    """Return the dataclass that a parameter is of, whether the command completes it, and its options; else None."""
     kind, *marks = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
     completes = get_origin(kind) is partial
     kind = get_args(kind)[0] if completes else kind

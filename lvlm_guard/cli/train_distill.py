@@ -12,7 +12,7 @@ from typer import Option
 
 from lvlm_guard.cli.console import out, say, usage
 from lvlm_guard.cli.distilled import measured, show
-from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, knob_value, method_of
+from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, checked_knobs
 from lvlm_guard.cli.settings import EMBEDDED, Usual
 from lvlm_guard.cli.trained import Config, Seeds, StartOver, called, print_report, ready
 
@@ -60,12 +60,12 @@ def distill(
     room = import_module("lvlm_guard.adapters.distill.run")
     model, method = lessons.keywords["model"], lessons.keywords["method"]
     world = model == EMBEDDED
-    method_of(method, knob)  # a wrong knob is found before anything is loaded
+    knobs = checked_knobs(method, knob)  # a wrong one is found before anything is loaded
     names = _objects(objects, world)
     given: dict[str, Any] = _of_the_world() if world else {}
     given |= {name: _lines(path) for name, path in (("prompts", prompts), ("other", other_prompts)) if path}
     asked = lessons(
-        knobs=_knobs(method, knob),
+        knobs=knobs,
         objects=names,
         questions=questions if questions is not None else len(names) if world else 16,
         **given,
@@ -108,11 +108,6 @@ def _objects(source: str | None, world: bool) -> tuple[str, ...]:
     from lvlm_guard.matching.vocabulary import Vocabulary
 
     return tuple(",".join(words) for _, words in Vocabulary.of(source).objects)
-
-
-def _knobs(method: str, pairs: list[str] | None) -> dict[str, Any]:
-    told = (pair.partition("=") for pair in pairs or ())
-    return {name.strip(): knob_value(method, name.strip(), value.strip()) for name, _, value in told}
 
 
 def _lines(path: Path) -> tuple[str, ...]:
