@@ -12,15 +12,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
+
+from typer import Option
 
 import lvlm_guard
 from lvlm_guard.batch.rows import KINDS, Piece, cut
+from lvlm_guard.cli.options import Adapter, Dtype, Execution, MaxNewTokens, Method, Model
 from lvlm_guard.errors import KnobError
 from lvlm_guard.files import whole
-
-if TYPE_CHECKING:
-    from lvlm_guard.engine.session import Execution
 
 PLAN, DONE = "plan.json", "done.json"
 _HEAD = 1 << 16  # bytes of a file that tell it from another one of its size
@@ -28,32 +28,18 @@ _HEAD = 1 << 16  # bytes of a file that tell it from another one of its size
 
 @dataclass(frozen=True)
 class How:
-    """How rows are answered; decides the answers together with the rows.
+    """How rows are answered; decides the answers together with the rows. Knobs are those that are not the defaults."""
 
-    Args:
-        model: "embedded", a folder, a hub id; of a server its plain name.
-        method: that guards.
-        knobs: of the method, where others than the defaults.
-        prompt: asked where a row has none.
-        max_new_tokens: of an answer.
-        batch: rows in one call.
-        adapter: PEFT adapter over the model; None for none.
-        dtype: of the model.
-        execution: how branches are run.
-        server: address of a server; "" for a model in this process.
-        revision: of a hub id.
-    """
-
-    model: str = "embedded"
-    method: str = "agla"
+    model: Model = "embedded"
+    method: Method = "agla"
     knobs: dict[str, Any] = field(default_factory=dict)
-    prompt: str = ""
-    max_new_tokens: int = 64
-    batch: int = 16
-    adapter: str | None = None
-    dtype: str = "auto"
+    prompt: Annotated[str, Option(help="Asked where a row has no prompt.", metavar="TEXT")] = ""
+    max_new_tokens: MaxNewTokens = 64
+    batch: Annotated[int, Option(min=1, help="Rows in one call.")] = 16
+    adapter: Adapter = None
+    dtype: Dtype = "auto"
     execution: Execution = "auto"
-    server: str = ""
+    server: Annotated[str, Option(help="Ask a server, whose plain name is --model, instead.", metavar="URL")] = ""
     revision: str | None = None
 
 

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from lvlm_guard import __version__
 from lvlm_guard.cli.console import out, print_object, quiet_libraries, say
-from lvlm_guard.cli.options import Device, Dtype, Json, Model
+from lvlm_guard.cli.options import Device, Dtype, Json, Model, objects_of
 
 
 def calibrate(
@@ -42,13 +42,7 @@ def calibrate(
     quiet_libraries()
     kind = calibration.kind_of(method)
     paths = calibration.pictures_in(images, kind.least, pictures or kind.wanted)
-    named = objects
-    if named is None and model == "embedded":
-        from lvlm_guard.embedded.world import CLASSES
-
-        vocabulary = Vocabulary.of(tuple(CLASSES))
-    else:
-        vocabulary = Vocabulary.of(named)
+    vocabulary = Vocabulary.of(objects_of(objects, model))
     if len(paths) < kind.wanted:
         say(f"{len(paths)} pictures; {kind.wanted} are usual, and fewer give less steady statistics.")
     lvlm, processor = load_model(model, device=device, dtype=dtype)

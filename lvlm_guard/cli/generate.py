@@ -6,19 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.markup import escape
 from rich.table import Table
+from typer import Option
 
-from lvlm_guard.cli.answering import Answer, answers_of, verifier_of
+from lvlm_guard import __version__
+from lvlm_guard.cli.answering import Answer, Asking, answers_of
 from lvlm_guard.cli.console import bullets, out, print_json, quiet_libraries, usage
 from lvlm_guard.cli.options import (
+    Adapter,
     Device,
     Dtype,
-    Execution,
     Json,
     Knobs,
     MaxPixels,
+    Method,
     Model,
     Pictures,
     method_of,
@@ -32,37 +34,18 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+_REPORT = Option(help="Write a page: maps, views, overruled tokens.", dir_okay=False, metavar="FILE.html")
+
+
 def generate(
-    prompt: Annotated[str | None, typer.Option(help="What to ask.", metavar="TEXT")] = None,
+    asking: Asking,
+    prompt: Annotated[str | None, Option(help="What to ask.", metavar="TEXT")] = None,
     image: Pictures = None,
     model: Model = "embedded",
-    adapter: Annotated[
-        str | None, typer.Option(help="A PEFT adapter to put over the model: a folder or a hub id.", metavar="DIR")
-    ] = None,
-    method: Annotated[str, typer.Option(help="A decoding method; `lvlm-guard methods` lists them.")] = DEFAULT,
+    adapter: Adapter = None,
+    method: Method = DEFAULT,
     knob: Knobs = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Answer plainly too, and show both.")] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="Write a page: maps, views, overruled tokens.", dir_okay=False, metavar="FILE.html"),
-    ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Mark named objects that the picture may not hold.")] = False,
-    best_of: Annotated[
-        int, typer.Option(min=1, help="Sample so many answers and give the best by model and verifier.")
-    ] = 1,
-    verifier: Annotated[
-        str | None,
-        typer.Option(help="Matcher of --verify and --best-of; default: the method's.", metavar="NAME"),
-    ] = None,
-    objects: Annotated[
-        str | None,
-        typer.Option(help="List of what is verified; default: the method's, else COCO's.", metavar="FILE"),
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 64,
-    sample: Annotated[bool, typer.Option("--sample", help="Sample instead of taking the likeliest token.")] = False,
-    temperature: Annotated[float, typer.Option(min=1e-3, help="Of --sample.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of --sample; the plain answer starts from it too.")] = 0,
-    execution: Execution = "auto",
+    report: Annotated[Path | None, _REPORT] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     max_pixels: MaxPixels = None,
@@ -88,12 +71,7 @@ def generate(
     unknown = unknown_words(processor, prompt)
     if unknown:
         remarks.append(f"The model has no words for: {', '.join(unknown)}. It reads <unk> there.")
-    sample = sample or best_of > 1
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sample}
-    settings |= {"temperature": temperature} if sample else {"temperature": None, "top_p": None, "top_k": None}
-    check = verifier_of(model, chosen, verifier, objects) if verify or best_of > 1 else None
-    how: dict[str, Any] = {"execution": execution, "seed": seed, "compare": compare, "verifier": check, "best_of": best_of}
-    answers = answers_of(lvlm, processor, chosen, pictures, prompt, settings, **how)
+    answers = answers_of((lvlm, processor), chosen, pictures, prompt, asking, asking.judge(model, chosen))
     remarks += answers[-1].trace.notes if answers[-1].trace else []
     shown, decode = image or ["world:0"], partial(spoken, processor)
     if report is not None:
@@ -174,7 +152,6 @@ def _page(
     remarks: list[str],
     decode: Callable[[Sequence[int]], str],
 ) -> str:
-    from lvlm_guard import __version__
     from lvlm_guard.report.answer import Looked, Said, answer_page
 
     guarded = answers[-1]
@@ -182,9 +159,8 @@ def _page(
     seen = enumerate(zip(pictures, guarded.asked, strict=True))
     looked = [Looked(image, *_seen(image, asked, guarded.trace.views.get(index))) for index, (image, asked) in seen]
     said = [Said(one.method, one.text, one.seconds, one.trace.to_dict() if one.trace else None) for one in answers]
-    return answer_page(
-        prompt, looked, said, decode, model=model, remarks=remarks, made=f"lvlm-guard {__version__}, generate --report"
-    )
+    made = f"lvlm-guard {__version__}, generate --report"
+    return answer_page(prompt, looked, said, decode, model=model, remarks=remarks, made=made)
 
 
 def _seen(picture: Image, asked: str, view: Any) -> tuple[Any, Any, Image | None, str]:

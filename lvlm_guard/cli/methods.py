@@ -16,6 +16,8 @@ from lvlm_guard.errors import MissingExtraError
 TITLES = {"method": "Methods", "matcher": "Matchers", "family": "Model families"}
 
 ABOUT = ("cost", "paper", "experimental")
+NOTHING: dict[str, Any] = {"does": "", "knobs": {}, "model_types": [], "changes": "", "cost": "", "paper": ""}
+NOTHING |= {"experimental": False, "error": None, "off": False}
 
 
 def methods(json: Json = False) -> None:
@@ -55,21 +57,7 @@ def found() -> list[dict[str, Any]]:
     rows = []
     for registry in (decoding.REGISTRY, matching.REGISTRY, families.REGISTRY):
         for name in registry.names():
-            row: dict[str, Any] = {
-                "kind": registry.kind,
-                "name": name,
-                "where": registry.where(name),
-                "does": "",
-                "knobs": {},
-                "model_types": [],
-                "changes": "",
-                "cost": "",
-                "paper": "",
-                "experimental": False,
-                "error": None,
-                "off": False,
-            }
-            rows.append(row)
+            rows.append(row := {"kind": registry.kind, "name": name, "where": registry.where(name)} | NOTHING)
             try:
                 thing = registry.get(name)
             except MissingExtraError as missing:
@@ -83,7 +71,7 @@ def found() -> list[dict[str, Any]]:
                 row |= {"changes": thing.changes()} | {key: getattr(thing, key) for key in ABOUT}
             row["model_types"] = [name] if registry.kind == "family" else []
             if dataclasses.is_dataclass(thing):
-                row["knobs"] = {field.name: _default(field) for field in dataclasses.fields(thing) if field.init}
+                row["knobs"] = {field.name: _told(field.default) for field in dataclasses.fields(thing) if field.init}
     return rows
 
 
@@ -94,8 +82,7 @@ def _first_line(thing: Any) -> str:
     return told.strip().split("\n")[0]
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
-    value = field.default
-    if value is dataclasses.MISSING:
+def _told(default: Any) -> Any:
+    if default is dataclasses.MISSING:
         return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
+    return default if isinstance(default, str | int | float | bool | None) else str(default)

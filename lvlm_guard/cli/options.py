@@ -20,6 +20,11 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
 Execution = Annotated[
     Literal["auto", "lazy", "batched"], typer.Option(help="How the branches are run: the same tokens, another cost.")
 ]
+Adapter = Annotated[
+    str | None, typer.Option(help="A PEFT adapter to put over the model: a folder or a hub id.", metavar="DIR")
+]
+Method = Annotated[str, typer.Option(help="A decoding method; `lvlm-guard methods` lists them.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Knobs = Annotated[
     list[str] | None,
@@ -151,6 +156,13 @@ def matchers_of(texts: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
             raise usage(f"--matcher {text!r} is given twice: several of one name are different trainings.")
         found[name] = (*found.get(name, ()), place)
     return found
+
+
+def objects_of(source: str | None, model: str) -> Any:
+    """Return a list of objects for `Vocabulary.of`: the embedded world's own where the embedded model is given none."""
+    from lvlm_guard.embedded.catalog import CLASSES
+
+    return CLASSES if source is None and model == "embedded" else source
 
 
 def pictures_of(sources: Sequence[str] | None, model: str, max_pixels: int | None) -> tuple[list[Image], list[str]]:

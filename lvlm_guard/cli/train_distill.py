@@ -12,9 +12,10 @@ from typer import Option
 
 from lvlm_guard.cli.console import out, say, usage
 from lvlm_guard.cli.distilled import measured, show
-from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, checked_knobs
+from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, checked_knobs, objects_of
 from lvlm_guard.cli.settings import EMBEDDED, Usual
 from lvlm_guard.cli.trained import Config, Seeds, StartOver, called, print_report, ready
+from lvlm_guard.matching.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from lvlm_guard.adapters.distill.lessons import Lessons
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 else:
     Lessons = import_module("lvlm_guard.adapters.distill.lessons").Lessons
     Recipe = import_module("lvlm_guard.adapters.distill.recipe").Recipe
+
+QUESTION = "is there {article} {object} in the image ?"
 
 _PROMPTS = Option(help="A prompt a line; {article} {object} stand for each object. [default: captions, is-there-a]")
 _OBJECTS = Option(help="List of objects to ask about. [default: COCO's 80, the world's 54]")
@@ -57,12 +60,16 @@ def distill(
     [bold]Example:[/bold] lvlm-guard train distill --model llava-hf/llava-1.5-7b-hf --images photos --out distilled
     """
     ready()
+    from lvlm_guard.embedded.world import CAPTION_PROMPT
+
     room = import_module("lvlm_guard.adapters.distill.run")
     model, method = lessons.keywords["model"], lessons.keywords["method"]
     world = model == EMBEDDED
     knobs = checked_knobs(method, knob)  # a wrong one is found before anything is loaded
-    names = _objects(objects, world)
-    given: dict[str, Any] = _of_the_world() if world else {}
+    source = objects_of(objects, model)
+    names = () if source is None else tuple(",".join(words) for _, words in Vocabulary.of(source).objects)
+    # of the embedded model: it has words for no other
+    given: dict[str, Any] = {"prompts": (CAPTION_PROMPT, QUESTION), "other": ()} if world else {}
     given |= {name: _lines(path) for name, path in (("prompts", prompts), ("other", other_prompts)) if path}
     asked = lessons(
         knobs=knobs,
@@ -89,25 +96,6 @@ def distill(
     if not world:
         adapters = " ".join(f"--adapter distilled={folder}" for folder in report["adapters"])
         say(f"With labels: lvlm-guard eval run --model {model} {adapters} --methods {method} --tasks pope_coco ...")
-
-
-def _of_the_world() -> dict[str, tuple[str, ...]]:
-    """Return the prompts that the embedded model knows; it has words for no other."""
-    from lvlm_guard.embedded.world import CAPTION_PROMPT
-
-    return {"prompts": (CAPTION_PROMPT, "is there {article} {object} in the image ?"), "other": ()}
-
-
-def _objects(source: str | None, world: bool) -> tuple[str, ...]:
-    if source is None and world:
-        from lvlm_guard.embedded.world import CLASSES
-
-        return tuple(CLASSES)
-    if source is None:
-        return ()
-    from lvlm_guard.matching.vocabulary import Vocabulary
-
-    return tuple(",".join(words) for _, words in Vocabulary.of(source).objects)
 
 
 def _lines(path: Path) -> tuple[str, ...]:
