@@ -50,14 +50,10 @@ class Plan:
     Args:
         how: rows are answered.
         pieces: of all files, in order.
-        files: path -> size and digest of its beginning.
-        versions: of the packages that decide answers.
     """
 
     how: How
     pieces: tuple[Piece, ...]
-    files: dict[str, list[Any]]
-    versions: dict[str, str]
 
 
 def plan_of(given: Sequence[Path], out: Path, how: How, rows: int) -> Plan:
@@ -94,7 +90,7 @@ def plan_of(given: Sequence[Path], out: Path, how: How, rows: int) -> Plan:
         pieces = [asdict(Piece(number, *one)) for number, one in enumerate(cuts)]
         with whole(place, shared=True) as part:
             part.write_text(json.dumps(asked | {"pieces": pieces}), encoding="utf-8")
-    return Plan(how, tuple(Piece(**piece) for piece in pieces), asked["files"], asked["versions"])
+    return Plan(how, tuple(Piece(**piece) for piece in pieces))
 
 
 def _listed(given: Sequence[Path]) -> list[Path]:

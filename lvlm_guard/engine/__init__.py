@@ -4,6 +4,8 @@ A guarded model is the same object with one more subclass on top. transformers' 
 once a step with B rows; the engine runs the branches of the method (the picture as it is, the masked
 picture, ...), assembles their logits and hands back B rows. Read in this order:
 
+What methods are made of can be imported from here. `knobs` says how their fields are checked.
+
 - `assembly`: the algebra, on tensors alone. The server imports it too.
 - `method`: what a method is: its branches, when they matter, how their logits are assembled.
 - `call`: what one `generate()` call is about: its questions and image tensors; `pixels`: those picture by picture.
@@ -18,6 +20,24 @@ picture, ...), assembles their logits and hands back B rows. Read in this order:
 - `guarded`, on `subclass`: the dynamic subclass.
 """
 
-from lvlm_guard.engine.method import Branch, Method, Step
+from lvlm_guard.engine.assembly import DEPTH, complement, contrast, cut, divergence, plausible, swapped_divergence
+from lvlm_guard.engine.call import Call, replaced
+from lvlm_guard.engine.knobs import check_weight, choice, knob, limited, plausibility, weight
+from lvlm_guard.engine.method import (
+    Branch,
+    Complement,
+    Constrained,
+    Contrast,
+    Method,
+    Plausible,
+    Single,
+    Steering,
+    Step,
+)
+from lvlm_guard.engine.steering import Pass, check_span, edited
 
-__all__ = ["Branch", "Method", "Step"]
+__all__ = [
+    "DEPTH", "Branch", "Call", "Complement", "Constrained", "Contrast", "Method", "Pass", "Plausible", "Single",
+    "Steering", "Step", "check_span", "check_weight", "choice", "complement", "contrast", "cut", "divergence", "edited",
+    "knob", "limited", "plausibility", "plausible", "replaced", "swapped_divergence", "weight",
+]  # fmt: skip

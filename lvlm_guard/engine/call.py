@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.rows import deltas_kept
 from lvlm_guard.engine.steering import Decoder
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import MissingViewError, TextError, UnsupportedCallError, UnsupportedModelError
@@ -137,6 +136,8 @@ class Call:
             The logits, [B, T, V], and the layers' outputs, [B, T, D]; raises `UnsupportedModelError` where the model or
             one of these layers, does not run on prompts without a picture.
         """
+        from lvlm_guard.engine.rows import deltas_kept  # here, so that a method's name costs no transformers
+
         inputs = self.moved(made)
         wanted = (p.name for p in signature(self.model.forward).parameters.values() if p.default is Parameter.empty)
         if missing := [name for name in wanted if name in self.family.image_keys and name not in inputs]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine import knob
+from lvlm_guard.engine import knobs
 from lvlm_guard.engine.assembly import complement, contrast, cut, plausible
 from lvlm_guard.errors import KnobError
 
@@ -107,10 +107,10 @@ class Step:
 class Method(ABC):
     """Base of every decoding method. Subclasses are frozen dataclasses of their knobs.
 
-    Making one raises `KnobError` where a knob is out of range (`engine/knob.py`).
+    Making one raises `KnobError` where a knob is out of range (`engine/knobs.py`).
 
     Class attributes:
-        name: the registered name.
+        name: the registered name; the class's in lower case where it names none.
         paper: where it is published, "ours" where nowhere else.
         cost: what it costs beside the plain answer, in a few words.
         experimental: True where evaluations of "all" methods leave it out.
@@ -128,8 +128,12 @@ class Method(ABC):
     asks_about_pictures: ClassVar[bool] = False
     sampled: ClassVar[bool] = True
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.name = cls.__dict__.get("name", cls.__name__.lower())
+
     def __post_init__(self) -> None:
-        knob.check(self)
+        knobs.check(self)
 
     @property
     def executions(self) -> tuple[str, ...]:

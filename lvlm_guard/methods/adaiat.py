@@ -25,9 +25,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from lvlm_guard.engine import Pass, choice, weight
 from lvlm_guard.engine.attention import Attending, Rows, attending
-from lvlm_guard.engine.knob import choice, weight
-from lvlm_guard.engine.steering import Pass
 from lvlm_guard.measured import Measured, paired
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ class AdaIAT(Measured, Attending):
         mode: the factor, see above.
     """
 
-    name: ClassVar[str] = "adaiat"
     paper: ClassVar[str] = "arXiv:2603.04908"
     cost: ClassVar[str] = "rescored rows of attention, once its statistics are gathered"
     statistics: Any = None

@@ -17,10 +17,19 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import complement, cut, plausible
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import choice, knob, plausibility, weight
-from lvlm_guard.engine.method import Branch, Complement, Step
+from lvlm_guard.engine import (
+    Branch,
+    Call,
+    Complement,
+    Step,
+    choice,
+    complement,
+    cut,
+    knob,
+    plausibility,
+    plausible,
+    weight,
+)
 from lvlm_guard.matching.views import Frame, check_share, masked_view, matcher_of
 
 
@@ -42,7 +51,6 @@ class AGLA(Complement):
             that matches the question less (half of it or more).
     """
 
-    name: ClassVar[str] = "agla"
     paper: ClassVar[str] = "arXiv:2406.12718"
     cost: ClassVar[str] = "a matcher's map, a second branch at undecided steps"
     asks_about_pictures: ClassVar[bool] = True

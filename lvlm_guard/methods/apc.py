@@ -14,9 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import DEPTH
-from lvlm_guard.engine.knob import plausibility
-from lvlm_guard.engine.method import Plausible, Single, Step
+from lvlm_guard.engine import DEPTH, Plausible, Single, Step, plausibility
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,6 @@ class APC(Single, Plausible):
         beta: share of the best token's probability, 0 to 1; .5 is what AGLA's paper combines it with.
     """
 
-    name: ClassVar[str] = "apc"
     paper: ClassVar[str] = "arXiv:2210.15097"
     cost: ClassVar[str] = "nothing"
     beta: float = plausibility(0.5)

@@ -19,10 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import cut
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import limited, weight
-from lvlm_guard.engine.method import Method, Step
+from lvlm_guard.engine import Call, Method, Step, cut, limited, weight
 from lvlm_guard.errors import KnobError
 
 
@@ -37,7 +34,6 @@ class DeCo(Method):
             of 32.
     """
 
-    name: ClassVar[str] = "deco"
     paper: ClassVar[str] = "arXiv:2410.11779"
     cost: ClassVar[str] = "a few more heads at undecided steps"
     alpha: float = weight(0.6)

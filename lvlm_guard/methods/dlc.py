@@ -24,9 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import choice, limited, weight
-from lvlm_guard.engine.method import Single, Step
+from lvlm_guard.engine import Call, Single, Step, choice, limited, weight
 from lvlm_guard.matching.asking import wanted
 from lvlm_guard.matching.claims import pieces_of
 from lvlm_guard.matching.views import matcher_of
@@ -46,7 +44,6 @@ class DLC(Single):
         matcher: a registered name, a hub id or folder, a matcher, or None for the model's default; SigLIP in the paper.
     """
 
-    name: ClassVar[str] = "dlc"
     paper: ClassVar[str] = "arXiv:2506.21509"
     cost: ClassVar[str] = "a matcher's passes over 101 texts a token"
     asks_about_pictures: ClassVar[bool] = True

@@ -19,10 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import cut, divergence, swapped_divergence
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import choice, plausibility
-from lvlm_guard.engine.method import Plausible, Step
+from lvlm_guard.engine import Call, Plausible, Step, choice, cut, divergence, plausibility, swapped_divergence
 from lvlm_guard.errors import KnobError
 
 
@@ -37,7 +34,6 @@ class DoLa(Plausible):
         mode: "paper", or "official" for the published code's choice of the layer.
     """
 
-    name: ClassVar[str] = "dola"
     paper: ClassVar[str] = "arXiv:2309.03883"
     cost: ClassVar[str] = "a few more heads at undecided steps"
     candidates: Literal["low", "high"] | tuple[int, ...] = choice("low", "high", tuples="counts, such as (2, 4)")

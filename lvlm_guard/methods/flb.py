@@ -19,9 +19,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import cut
-from lvlm_guard.engine.knob import plausibility, weight
-from lvlm_guard.engine.method import Plausible, Single, Step
+from lvlm_guard.engine import Plausible, Single, Step, cut, plausibility, weight
 from lvlm_guard.errors import UnsupportedCallError
 
 
@@ -35,7 +33,6 @@ class FLB(Single, Plausible):
         beta: plausibility cut, a share of the best token's probability, 0 to 1; .1 in the paper.
     """
 
-    name: ClassVar[str] = "flb"
     paper: ClassVar[str] = "arXiv:2604.00455"
     cost: ClassVar[str] = "nothing"
     gamma: float = weight(0.3)

@@ -18,9 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import knob, plausibility, weight
-from lvlm_guard.engine.method import Branch, Complement
+from lvlm_guard.engine import Branch, Call, Complement, knob, plausibility, weight
 from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.matching.attention import Attention, attended
 from lvlm_guard.matching.cells import token_relevance
@@ -43,7 +41,6 @@ class Focus(Complement):
             default (`blip-itm`), or "attention" for where the model itself looks, which is measured to be worse.
     """
 
-    name: ClassVar[str] = "focus"
     paper: ClassVar[str] = "ours"
     cost: ClassVar[str] = "a matcher's map, the text behind the picture read again at undecided steps"
     asks_about_pictures: ClassVar[bool] = True

@@ -17,9 +17,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from lvlm_guard.engine import Pass, weight
 from lvlm_guard.engine.attention import Attending, Rows, attending
-from lvlm_guard.engine.knob import weight
-from lvlm_guard.engine.steering import Pass
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,6 @@ class IAT(Attending):
             layers 5 to 17 of 32.
     """
 
-    name: ClassVar[str] = "iat"
     paper: ClassVar[str] = "arXiv:2603.04908"
     cost: ClassVar[str] = "rescored rows of attention"
     alpha: float = weight(0.8)

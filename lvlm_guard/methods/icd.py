@@ -14,9 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from lvlm_guard.engine.call import Call, replaced
-from lvlm_guard.engine.knob import choice, plausibility, weight
-from lvlm_guard.engine.method import Branch, Contrast
+from lvlm_guard.engine import Branch, Call, Contrast, choice, plausibility, replaced, weight
 
 CONFUSED = "You are a confused objects detector to provide a fuzzy overview or impression of the image."
 
@@ -32,7 +30,6 @@ class ICD(Contrast):
         place: before the whole prompt ("system", as for LLaVA), or before or behind the question ("prefix", "suffix").
     """
 
-    name: ClassVar[str] = "icd"
     paper: ClassVar[str] = "arXiv:2403.18715"
     cost: ClassVar[str] = "a second branch at undecided steps"
     asks_about_pictures: ClassVar[bool] = True

@@ -18,10 +18,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import cut
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import limited, plausibility, weight
-from lvlm_guard.engine.method import Branch, Plausible, Step
+from lvlm_guard.engine import Branch, Call, Plausible, Step, cut, limited, plausibility, weight
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,6 @@ class M3ID(Plausible):
         first: what t is at the first token, 1 or 0.
     """
 
-    name: ClassVar[str] = "m3id"
     paper: ClassVar[str] = "arXiv:2403.14003"
     cost: ClassVar[str] = "a second branch where no token is likely"
     lam: float = weight(0.02)

@@ -21,9 +21,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from lvlm_guard.engine.call import Call, replaced
-from lvlm_guard.engine.knob import knob, limited
-from lvlm_guard.engine.method import Branch, Method, Step
+from lvlm_guard.engine import Branch, Call, Method, Step, knob, limited, replaced
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.matching.views import matcher_of
 from lvlm_guard.matching.vocabulary import Objects, check_objects
@@ -42,7 +40,6 @@ class MARINE(Method):
         matcher: a registered name ("detector"), a hub id or folder, a matcher, or None for the model's default.
     """
 
-    name: ClassVar[str] = "marine"
     paper: ClassVar[str] = "arXiv:2402.08680"
     cost: ClassVar[str] = "a matcher over a list of objects, a second branch where any is found"
     asks_about_pictures: ClassVar[bool] = True

@@ -19,12 +19,21 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import contrast, cut
+from lvlm_guard.engine import (
+    Branch,
+    Call,
+    Constrained,
+    Pass,
+    Step,
+    check_weight,
+    contrast,
+    cut,
+    knob,
+    limited,
+    plausibility,
+    weight,
+)
 from lvlm_guard.engine.attention import Rows, attending
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import check_weight, knob, limited, plausibility, weight
-from lvlm_guard.engine.method import Branch, Constrained, Step
-from lvlm_guard.engine.steering import Pass
 
 
 @dataclass(frozen=True)
@@ -38,7 +47,6 @@ class PAI(Constrained):
         start: first layer that is steered; 2 in the release.
     """
 
-    name: ClassVar[str] = "pai"
     paper: ClassVar[str] = "arXiv:2407.21771"
     cost: ClassVar[str] = "rescored rows of attention, a second branch at undecided steps"
     alpha: float = weight(0.2)

@@ -25,8 +25,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from lvlm_guard.engine.knob import limited, weight
-from lvlm_guard.engine.steering import Pass
+from lvlm_guard.engine import Pass, limited, weight
 from lvlm_guard.measured import Measured
 
 if TYPE_CHECKING:
@@ -50,7 +49,6 @@ class REVIS(Measured):
         layer: which layer, negative ones from the end; None: the one that the statistics choose.
     """
 
-    name: ClassVar[str] = "revis"
     paper: ClassVar[str] = "arXiv:2602.11824"
     cost: ClassVar[str] = "nothing, once its statistics are gathered"
     statistics: Any = None

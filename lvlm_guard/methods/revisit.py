@@ -22,11 +22,18 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import cut, divergence, swapped_divergence
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import choice, plausibility
-from lvlm_guard.engine.method import Plausible, Single, Step
-from lvlm_guard.engine.steering import Pass
+from lvlm_guard.engine import (
+    Call,
+    Pass,
+    Plausible,
+    Single,
+    Step,
+    choice,
+    cut,
+    divergence,
+    plausibility,
+    swapped_divergence,
+)
 from lvlm_guard.errors import KnobError
 
 
@@ -41,7 +48,6 @@ class ReVisiT(Single, Plausible):
         mode: "paper", or "official" for the published code's divergence and reading of earlier layers.
     """
 
-    name: ClassVar[str] = "revisit"
     paper: ClassVar[str] = "arXiv:2506.09522"
     cost: ClassVar[str] = "a head over the image tokens, of the plausible words, at undecided steps"
     early: Literal["last", "all"] | tuple[int, ...] = choice("last", "all", tuples="counts of layers, such as (16, 32)")

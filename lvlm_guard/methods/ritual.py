@@ -24,9 +24,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import plausibility, weight
-from lvlm_guard.engine.method import Branch, Complement
+from lvlm_guard.engine import Branch, Call, Complement, plausibility, weight
 from lvlm_guard.engine.pictures import View
 from lvlm_guard.matching.memory import digest
 
@@ -43,7 +41,6 @@ class RITUAL(Complement):
         seed: together with a picture's pixels it fixes that picture's transform.
     """
 
-    name: ClassVar[str] = "ritual"
     paper: ClassVar[str] = "arXiv:2405.17821"
     cost: ClassVar[str] = "a second branch at undecided steps"
     asks_about_pictures: ClassVar[bool] = True

@@ -25,10 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize, softplus
 
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import limited, weight
-from lvlm_guard.engine.method import Steering
-from lvlm_guard.engine.steering import Pass, edited
+from lvlm_guard.engine import Call, Pass, Steering, edited, limited, weight
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,6 @@ class RUDDER(Steering):
         relative: whether alpha is a share of the mean length of the layer's outputs over the prompt.
     """
 
-    name: ClassVar[str] = "rudder"
     paper: ClassVar[str] = "arXiv:2511.10292"
     cost: ClassVar[str] = "nothing"
     alpha: float = weight(20.0)

@@ -19,9 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import choice, limited, plausibility, weight
-from lvlm_guard.engine.method import Branch, Contrast
+from lvlm_guard.engine import Branch, Call, Contrast, choice, limited, plausibility, weight
 from lvlm_guard.engine.pixels import noise, units
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
@@ -46,7 +44,6 @@ class VCD(Contrast):
         mode: "paper", or "official" for the noise on the first token only.
     """
 
-    name: ClassVar[str] = "vcd"
     paper: ClassVar[str] = "arXiv:2311.16922"
     cost: ClassVar[str] = "a second branch at undecided steps"
     alpha: float = weight(1.0)

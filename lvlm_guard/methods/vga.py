@@ -26,10 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from lvlm_guard.engine import Call, Pass, knob, weight
 from lvlm_guard.engine.attention import Attending, Rows, attending
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import knob, weight
-from lvlm_guard.engine.steering import Pass
 from lvlm_guard.matching.claims import first_tokens
 from lvlm_guard.matching.vocabulary import Objects, Vocabulary, check_objects
 
@@ -44,7 +42,6 @@ class VGA(Attending):
         layers_from, layers_to: shares of the depth, 0 to 1; the release has layers 2 to 15 of LLaVA-1.5's 32.
     """
 
-    name: ClassVar[str] = "vga"
     paper: ClassVar[str] = "arXiv:2511.20032"
     cost: ClassVar[str] = "one more reading of the prompt"
     experimental: ClassVar[bool] = True

@@ -23,10 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import weight
-from lvlm_guard.engine.method import Steering, Step
-from lvlm_guard.engine.steering import Pass, check_span, edited
+from lvlm_guard.engine import Call, Pass, Steering, Step, check_span, edited, weight
 from lvlm_guard.errors import KnobError
 
 ROUNDING = 2 / 3  # power of a type's epsilon; relative differences are 2e-7 to 5e-6 unseen, 7e-3 and more seen
@@ -42,7 +39,6 @@ class VISTA(Steering):
         late_from, late_to: shares of the depth where the head is read; in the release layers 25 to 30 of 32.
     """
 
-    name: ClassVar[str] = "vista"
     paper: ClassVar[str] = "arXiv:2502.03628"
     cost: ClassVar[str] = "two more readings of the prompt"
     asks_about_pictures: ClassVar[bool] = True

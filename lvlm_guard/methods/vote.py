@@ -23,10 +23,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from lvlm_guard.engine.assembly import cut
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import knob, limited, plausibility, weight
-from lvlm_guard.engine.method import Plausible, Step
+from lvlm_guard.engine import Call, Plausible, Step, cut, knob, limited, plausibility, weight
 from lvlm_guard.matching import Vocabulary
 from lvlm_guard.matching.views import matcher_of
 from lvlm_guard.matching.vocabulary import TEMPLATE, Objects, check_objects, check_template
@@ -51,7 +48,6 @@ class Vote(Plausible):
         matcher: a registered name, a hub id or folder, a matcher, or None for the model's default.
     """
 
-    name: ClassVar[str] = "vote"
     paper: ClassVar[str] = "ours"
     cost: ClassVar[str] = "a matcher's text passes at undecided steps"
     asks_about_pictures: ClassVar[bool] = True

@@ -28,9 +28,7 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.knob import weight
-from lvlm_guard.engine.steering import Pass, edited
+from lvlm_guard.engine import Call, Pass, edited, weight
 from lvlm_guard.measured import Measured
 
 if TYPE_CHECKING:
@@ -46,7 +44,6 @@ class VTI(Measured):
         alpha: strength, >= 0, of which a tenth acts; .8 in the release, .9 in its README.
     """
 
-    name: ClassVar[str] = "vti"
     paper: ClassVar[str] = "arXiv:2410.15778"
     cost: ClassVar[str] = "nothing, once its statistics are gathered"
     wanted: ClassVar[int] = 50
