@@ -8,6 +8,7 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,7 +233,7 @@ def calibrate(
                     save_file({key: value.contiguous() for key, value in seen.items()}, part)
             observed.append(load_file(kept))
             tick(1)
-    versions = {"lvlm_guard": __version__, "torch": torch.__version__, "transformers": _transformers()}
+    versions = {"lvlm_guard": __version__, "torch": torch.__version__, "transformers": version("transformers")}
     known = asked | versions | {"pictures": str(len(pictures))}
     found = Statistics(kind.conclude(observed), known, out.name)
     found.save(out)
@@ -251,9 +252,3 @@ def _observed(kind: type[Measured], subject: Subject, path: Path) -> dict[str, T
             f"A {name} can't be questioned as {kind.name} needs it ({type(error).__name__}: {error}; at {path}). Use a "
             "method without statistics."
         ) from error
-
-
-def _transformers() -> str:
-    import transformers
-
-    return transformers.__version__

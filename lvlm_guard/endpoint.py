@@ -55,9 +55,9 @@ class Endpoint:
             from openai import AsyncOpenAI, OpenAI
         except ImportError as error:
             raise MissingExtraError(f"Asking a server needs openai: pip install 'lvlm-guard[{self.extra}]'.") from error
-        made: dict[str, Any] = {"timeout": self.timeout, "max_retries": self.retries}
-        kind = OpenAI if synchronous else AsyncOpenAI
-        return kind(base_url=self.url, api_key=os.environ.get(KEY) or NO_KEY, **made)
+        kind: Any = OpenAI if synchronous else AsyncOpenAI
+        key = os.environ.get(KEY) or NO_KEY
+        return kind(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
 
     @cached_property
     def served(self) -> dict[str, str]:
@@ -66,11 +66,11 @@ class Endpoint:
             with self.client(synchronous=True) as client:
                 listed = client.models.with_raw_response.list().parse()
             return {str(model.id): str(model.owned_by) for model in listed.data}
+        except (MissingExtraError, KnobError):
+            raise
         except (AttributeError, TypeError, ValueError):
             told = "lists no models, so this is no OpenAI-compatible endpoint"
             raise ServerError(f"{self.url}/models {told}. Give an address such as http://HOST:8000/v1.") from None
-        except (MissingExtraError, KnobError):
-            raise
         except Exception as error:
             raise ServerError(f"{self.reason(error)} Nothing was asked.") from error
 

@@ -284,7 +284,7 @@ def _offline() -> tuple[str, ...]:
 def _matcher() -> Finding:
     from huggingface_hub import try_to_load_from_cache
 
-    from lvlm_guard.matching.blip_weights import LARGE
+    from lvlm_guard.matching.blip_reading import LARGE
 
     part = f"matcher of other models, {LARGE}"
     held: Any = [try_to_load_from_cache(LARGE, name) for name in ("model.safetensors", "pytorch_model.bin")]

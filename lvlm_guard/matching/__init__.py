@@ -5,8 +5,8 @@ match score a pair (AGLA cuts its local view from them); `matcher.support(image,
 probability that each claim holds (`vote` asks for it). Read in this order:
 
 - `match`: `Match`, `Matcher`, the local view.
-- `text`, `relevance`: AGLA's arithmetic without any model: text preparation, GradCAM, heat map, mask.
-- `blip_itm`: the default matcher, on transformers' `BlipForImageTextRetrieval`.
+- `relevance`: AGLA's arithmetic without any model: GradCAM, heat map, mask.
+- `blip_reading`, `blip_itm`: how texts are prepared; the default matcher, on transformers' `BlipForImageTextRetrieval`.
 - `attention`: the model's own attention, which `focus` may take instead of a matcher.
 - `detector`, `open_detector`, `asking`: detectors of a set of labels, or of any phrase, and what a text asks of them.
 - `combined`: several matchers as one ("detector+blip-itm"); any callable of the caller's own as a matcher.

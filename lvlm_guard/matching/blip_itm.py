@@ -27,11 +27,18 @@ from torch import Tensor, nn
 
 from lvlm_guard.errors import KnobError, LogitsError
 from lvlm_guard.images import squash
-from lvlm_guard.matching.blip_weights import first_token, gradcam_layer, read_blip, version_of
+from lvlm_guard.matching.blip_reading import (
+    PIECES,
+    MatchingText,
+    first_token,
+    gradcam_layer,
+    read_blip,
+    tokenise,
+    version_of,
+)
 from lvlm_guard.matching.match import EDGE, Match, Matcher, Remembering, device_of
 from lvlm_guard.matching.memory import Recent, digest
 from lvlm_guard.matching.relevance import gradcam, heat_map, share_on_class
-from lvlm_guard.matching.text import PIECES, MatchingText, tokenise
 
 if TYPE_CHECKING:
     from transformers import BlipForImageTextRetrieval, PreTrainedModel, PreTrainedTokenizerBase

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary, joined
+from lvlm_guard.matching.vocabulary import JOIN, WORD, Vocabulary, chains
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,7 +164,9 @@ class ClaimFinder:
             return Choice(reached)
         text = self._pieces.joined(prefix)
         found = list(self._whole.named(text))
-        behind = bool(found) and not text[found[-1].end :].strip(" ")
+        if not found:
+            return Choice(reached)
+        behind = not text[found[-1].end :].strip(" ")
         closed = len(WORD.findall(text)) - len(self._after(self._tail(prefix)).split())
         said = NOTHING.union(*(self._whole[run.spelling] for run in found if run.behind <= closed))
         return Choice(reached, said & NOTHING.union(*reached.values()), ends if behind else ())
@@ -217,13 +219,9 @@ class ClaimFinder:
     def _last(self, text: str) -> tuple[list[str], str, int]:
         """Return the last words of a text as spellings, the longest first, as far back as blanks join them; what
         stands behind the last word, and where that ends (0 without any)."""
-        words = list(WORD.finditer(text))
-        if not words:
+        if not (found := chains(text)):
             return [], "", 0
-        first, end = len(words) - 1, words[-1].end()
-        while first > max(0, len(words) - self._whole.most) and joined(text, words[first - 1], words[first]):
-            first -= 1
-        spelled = [word.group() for word in words[first:]]
+        end, spelled = found[-1][-1].end(), [word.group() for word in found[-1][-self._whole.most :]]
         return [" ".join(spelled[start:]) for start in range(len(spelled))], text[end:], end
 
     def _across(self, tail: list[int], token: int) -> frozenset[str]:

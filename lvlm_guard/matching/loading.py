@@ -15,7 +15,7 @@ import torch
 from lvlm_guard.errors import KnobError, UnsupportedModelError, WeightsError
 from lvlm_guard.files import read_json
 from lvlm_guard.matching import REGISTRY
-from lvlm_guard.matching.blip_weights import LARGE
+from lvlm_guard.matching.blip_reading import LARGE
 from lvlm_guard.matching.combined import Combined, Foreign
 from lvlm_guard.matching.match import Match, Matcher, device_of
 

@@ -52,9 +52,15 @@ class Run(NamedTuple):
     spelling: str
 
 
-def joined(text: str, before: re.Match[str], after: re.Match[str]) -> bool:
-    """Tell whether two words of a text, one behind the other, may be of one name."""
-    return JOIN.fullmatch(text, before.end(), after.start()) is not None
+def chains(text: str) -> list[list[re.Match[str]]]:
+    """Return the words of a text, parted where they can't be of one name."""
+    found: list[list[re.Match[str]]] = []
+    for word in WORD.finditer(text):
+        if found and JOIN.fullmatch(text, found[-1][-1].end(), word.start()):
+            found[-1].append(word)
+        else:
+            found.append([word])
+    return found
 
 
 def named(text: str, known: Container[str], most: int) -> Iterator[Run]:
@@ -62,16 +68,17 @@ def named(text: str, known: Container[str], most: int) -> Iterator[Run]:
 
     `known` are spellings as `spelled` writes them, of `most` words at most.
     """
-    words, at = list(WORD.finditer(text)), 0
-    while at < len(words):
-        end = at + 1
-        while end < min(at + most, len(words)) and joined(text, words[end - 1], words[end]):
-            end += 1
-        lower = [word.group().lower() for word in words[at:end]]
-        size = next((size for size in range(len(lower), 0, -1) if " ".join(lower[:size]) in known), 0)
-        if size:
-            yield Run(at, at + size, words[at].start(), words[at + size - 1].end(), " ".join(lower[:size]))
-        at += max(size, 1)
+    before = 0
+    for words in chains(text):
+        at, lower = 0, [word.group().lower() for word in words]
+        while at < len(words):
+            runs = (" ".join(lower[at:end]) for end in range(min(at + most, len(words)), at, -1))
+            spelling = next((run for run in runs if run in known), None)
+            end = at + 1 + (spelling or "").count(" ")
+            if spelling is not None:
+                yield Run(before + at, before + end, words[at].start(), words[end - 1].end(), spelling)
+            at = end
+        before += len(words)
 
 
 class Spellings(dict[str, T]):

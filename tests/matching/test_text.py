@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_guard.errors import TextError
-from lvlm_guard.matching.text import PIECES, WORDS, prepare, tokenise
+from lvlm_guard.matching.blip_reading import PIECES, WORDS, prepare, tokenise
 
 TABLE = {  # shared specification of AGLA, section 2
     "Is there a snowboard in the image?": "is there a snowboard in the image?",
