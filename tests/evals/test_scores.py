@@ -261,7 +261,7 @@ def test_a_score_has_the_same_bits_whoever_was_asked_before(prepared, name):
 def test_a_score_does_not_depend_on_the_batch(prepared, name):
     items, together = ask(prepared, name, seed=0)
     alone = [ask(prepared, name, [item])[1][0] for item in items[:8]]
-    for one, other in zip(together, alone, strict=False):
+    for one, other in zip(together[:8], alone, strict=True):
         assert one.text == other.text
         assert (one.score, one.mass) == pytest.approx((other.score, other.mass), abs=1e-3)
 

@@ -213,6 +213,7 @@ def test_words_that_the_model_does_not_know_are_named(backend, begun):
 def test_what_anyone_writes_cannot_become_markup(backend, begun):
     sent = pictures.sent(begun[0])
     frames, _ = shown(backend, sent, "is there a <img src=x onerror=alert(1)> in the image ?", [GREEDY, "vote"])
+    assert frames
     for frame in frames:
         assert "<img src=x" not in "".join([*frame.cards, frame.view or "", frame.cost or ""])
 

@@ -42,6 +42,7 @@ def test_what_is_kept_is_what_guarded_generate_says_one_prompt_at_a_time(teacher
 
 def test_where_the_guard_changed_nothing_the_plain_model_says_the_same(teacher, world, said):
     kept = [(lesson, answer) for lesson in said for answer in lesson.answers]
+    assert {bool(answer.changed) for _, answer in kept} == {False, True}
     for lesson, answer in [pair for pair in kept if not pair[1].changed][:10]:
         assert generated(teacher, world, lesson, answer, guard=False)[0] == answer.tokens
     for lesson, answer in [pair for pair in kept if pair[1].changed][:5]:

@@ -89,6 +89,7 @@ def test_a_prompt_layer_equals_the_sequence_put_together_by_hand():
 def test_coupled_vision_prompts_are_the_text_prompts_through_the_coupling(rank):
     model = get_peft_model(tiny_clip.clip(), dual_prompt(TOKENIZER, depth=2, coupling_rank=rank))
     layers = [module for module in model.modules() if isinstance(module, PromptLayer)]
+    assert {layer.side for layer in layers} == {"text", "vision"}
     for vision in (layer for layer in layers if layer.side == "vision"):
         text = next(layer for layer in layers if layer.side == "text" and layer.index == vision.index)
         f = vision.dual_prompt_w["default"]

@@ -179,8 +179,9 @@ def test_batches_are_made_alike_by_worker_processes_that_are_spawned(
     loader = DataLoader(
         Numbered(batches, 2, 1), batch_size=None, num_workers=1, multiprocessing_context="spawn", in_order=True
     )
-    for number, item in enumerate(loader):
-        assert item["number"] == number
+    items = list(loader)
+    assert [item["number"] for item in items] == [0, 1]
+    for number, item in enumerate(items):
         made, expected = item["batch"], batches.batch(number)
         if kind == "pairs":
             assert (made.captions, made.swaps) == (expected.captions, expected.swaps)
