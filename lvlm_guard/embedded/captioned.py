@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -32,9 +32,10 @@ from lvlm_guard.embedded.tinted import (
 )
 from lvlm_guard.errors import UnknownNameError, did_you_mean
 
+Picked = TypeVar("Picked")
+
 SPLITS = {"train": 101, "val": 202, "test": 303, "pretrain": 404, "test_real": 505}
 """Seeds. "pretrain" is what the tiny CLIP saw; an adapter trains on "train". Grounds of "test_real" are photographs."""
-
 
 COUNTED = ("car", "boat", "dog", "bird", "sheep", "apple", "carrot", "cup", "book", "phone", "ball", "umbrella")
 """What sets ordered by count or size are about; the other objects stand beside them, and test what is unseen."""
@@ -114,10 +115,9 @@ def scene(kind: str, split: str, index: int) -> Scene:
     """
     planned, rng = _planned(kind, split, index)
     drawn = draw(rng, planned.groups, side=planned.side, photographs="test" if split == "test_real" else "")
-    if kind != "brightness":
-        return drawn
-    light = rng.uniform(*LIGHT)
-    return Scene((drawn.image * light).astype(np.uint8), drawn.groups, drawn.owner, drawn.sides)
+    if kind == "brightness":
+        return replace(drawn, image=(drawn.image * rng.uniform(*LIGHT)).astype(np.uint8))
+    return drawn
 
 
 def known(name: str, names: Collection[str], what: str) -> None:
@@ -204,18 +204,14 @@ def _swapped(rng: np.random.Generator, said: Sequence[Group], kind: str) -> str 
     elif kind == "colour":
         groups[k] = replace(group, colour=_pick(rng, [colour for colour in COLOURS if colour != group.colour]))
     else:
-        groups[k] = replace(group, count=int(_pick(rng, [str(n) for n in range(1, MOST + 1) if n != group.count])))
+        groups[k] = replace(group, count=_pick(rng, [n for n in range(1, MOST + 1) if n != group.count]))
     return _told(groups)
 
 
 def _exchanged(rng: np.random.Generator, groups: list[Group]) -> str | None:
     """Exchange the colours of two groups: the same words, a different picture."""
-    pairs = [
-        (a, b)
-        for a in range(len(groups))
-        for b in range(a)
-        if groups[a].colour and groups[b].colour and groups[a].colour != groups[b].colour
-    ]
+    tinted = [k for k, group in enumerate(groups) if group.colour]
+    pairs = [(a, b) for a in tinted for b in tinted if b < a and groups[a].colour != groups[b].colour]
     if not pairs:
         return None
     a, b = pairs[int(rng.integers(len(pairs)))]
@@ -223,7 +219,7 @@ def _exchanged(rng: np.random.Generator, groups: list[Group]) -> str | None:
     return _told(groups)
 
 
-def _pick(rng: np.random.Generator, values: Sequence[str]) -> str:
+def _pick(rng: np.random.Generator, values: Sequence[Picked]) -> Picked:
     return values[int(rng.integers(len(values)))]
 
 

@@ -40,16 +40,10 @@ PROP_LIST = tuple((topic, glyph) for topic, glyphs in PROPS.items() for glyph in
 
 # Mean colour of a topic's background, RGB 0-255.
 GROUND: dict[str, tuple[int, int, int]] = {
-    "street": (128, 128, 134),
-    "beach": (226, 202, 150),
-    "kitchen": (214, 214, 206),
-    "dining": (150, 104, 72),
-    "farm": (128, 170, 96),
-    "living": (190, 160, 150),
-    "office": (176, 190, 204),
-    "sport": (104, 158, 110),
+    "street": (128, 128, 134), "beach": (226, 202, 150), "kitchen": (214, 214, 206), "dining": (150, 104, 72),
+    "farm": (128, 170, 96), "living": (190, 160, 150), "office": (176, 190, 204), "sport": (104, 158, 110),
     "travel": (150, 180, 210),
-}
+}  # fmt: skip
 
 N_OBJECTS, N_PROPS = len(CLASSES), len(PROP_LIST)
 

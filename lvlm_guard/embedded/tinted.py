@@ -21,13 +21,9 @@ from lvlm_guard.embedded.world import SIZE, background
 from lvlm_guard.matching.vocabulary import article, plural
 
 COLOURS: dict[str, tuple[int, int, int]] = {
-    "red": (220, 40, 40),
-    "yellow": (240, 205, 40),
-    "green": (50, 165, 60),
-    "blue": (50, 95, 225),
-    "purple": (150, 60, 190),
-    "black": (48, 48, 48),
-}
+    "red": (220, 40, 40), "yellow": (240, 205, 40), "green": (50, 165, 60), "blue": (50, 95, 225),
+    "purple": (150, 60, 190), "black": (48, 48, 48),
+}  # fmt: skip
 """Tints, RGB 0-255. No "orange", which names a fruit here, and no white, which bright grounds hide."""
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")

@@ -14,8 +14,8 @@ window) is not steered: its v_i is rounding, another in each batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -68,21 +68,19 @@ class VISTA(Steering):
         first = min(round(self.late_from * depth), depth - 2)
         return range(first, max(min(round(self.late_to * depth), depth - 1), first + 1)) if self.alpha > 0 else ()
 
-    @contextmanager
-    def around(self, passed: Pass) -> Iterator[None]:
-        decoder = passed.call.decoder
-        if self.lam > 0 and "vista" not in passed.call.memory:
+    def around(self, passed: Pass) -> AbstractContextManager[None]:
+        call = passed.call
+        if self.lam == 0:
+            return nullcontext()
+        if self.name not in call.memory:
             passed.from_the_start()
-            passed.call.memory["vista"] = _directions(passed.call)
+            call.memory[self.name] = _directions(call)
 
-        def change(layer: int, x: Tensor) -> Tensor | None:
-            if self.lam == 0:
-                return None
-            v: Tensor = passed.call.memory["vista"][layer]
+        def change(layer: int, x: Tensor) -> Tensor:
+            v: Tensor = call.memory[self.name][layer]
             return steered(x.float(), v[passed.rows.to(v.device), None].to(x.device), self.lam)
 
-        with edited(decoder.parts("mlp"), change, passed, everywhere=True):
-            yield
+        return edited(call.decoder.parts("mlp"), change, passed, everywhere=True)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         if self.alpha == 0:
