@@ -38,7 +38,8 @@ Source: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes] | Image.Image | 
 _LENIENT = Lock()  # held while Pillow is made strict
 _NOTES = "lvlm_guard"  # key of a picture's `info` under which notes are kept
 _STARTS_PROGRAMS = frozenset({"EPS", "WMF"})
-_WIDE_GREY = frozenset({"I;16", "I;16L", "I;16B", "I;16N"})
+_GREYS = {"I": "greys of more than 8 bits", "F": "floating-point greys"}
+_GREYS |= dict.fromkeys(("I;16", "I;16L", "I;16B", "I;16N"), "16-bit greys")
 
 
 def load_image(
@@ -187,14 +188,10 @@ def notes(image: Image.Image) -> list[str]:
 
 
 def from_array(array: Any) -> Image.Image:
-    """Return an array as a picture.
+    """Return an array or a CPU tensor as a picture; raises `ImageError` on another shape, type or range.
 
-    Args:
-        array: [h, w], [h, w, c] or [c, h, w] with c = 1, 3 or 4; an array or a CPU tensor. Integers in
-            0 to 255, uint16 over its whole range, bool, or floats in 0 to 1.
-
-    Raises:
-        ImageError: another shape, type or range.
+    It is [h, w], [h, w, c] or [c, h, w] with c = 1, 3 or 4, of integers in 0 to 255, uint16 over its whole range, bool,
+    or floats in 0 to 1.
     """
     try:
         values = np.asarray(array)
@@ -287,19 +284,16 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _flattened(image: Image.Image) -> tuple[Image.Image, list[str]]:
     """Return RGB and what was lost on the way."""
-    if image.mode in _WIDE_GREY or image.mode in ("I", "F"):
-        values, what = np.asarray(image), "16-bit greys"
+    if what := _GREYS.get(image.mode):
+        values = np.asarray(image)
         if image.mode == "F":  # those that go to 255 are taken for 0 to 255
-            values, what = values / 255 if 1 < values.max() <= 255 else values, "floating-point greys"
-        elif image.mode == "I":
-            values, what = _integers(values), "greys of more than 8 bits"
+            values = values / 255 if 1 < values.max() <= 255 else values
         else:
-            values = values.astype(np.uint16)
+            values = _integers(values) if image.mode == "I" else values.astype(np.uint16)
         return from_array(values).convert("RGB"), [f"{what}, scaled to 8 bits"]
     if image.mode == "LAB":
-        plain = ImageCms.profileToProfile(
-            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
-        )
+        from_lab, to_rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        plain = ImageCms.profileToProfile(image, from_lab, to_rgb, outputMode="RGB")
         if plain is None:
             raise ImageError("The picture's LAB colours can't be converted. Save it as RGB first.")
         return plain, []

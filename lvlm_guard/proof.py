@@ -27,9 +27,6 @@ MATCHED = {"agla": "mask", "vote": "scores"}
 KNOBS = {"agla": ("alpha", "beta"), "vcd": ("alpha", "beta"), "apc": ("beta",), "vote": ("lam", "beta")}
 """Methods that a server guards by, and the knobs of each that a request may set; the others are the operator's."""
 
-KINDS = ("objects", "question", "question+objects")
-"""What `vote` can have voted on."""
-
 CHECKS, CHECK = ("verify", "best"), "x-check"
 """What is done to finished answers of a model that nobody guards, and the header that says so. Checks are no guards."""
 
@@ -68,7 +65,7 @@ class Proof:
     Args:
         method: that ran; None: none did.
         knobs: of the method, numbers as numbers, and the version of what a matcher gave; equal over a run.
-        claims: what was voted on, one of `KINDS`; "" for other methods.
+        claims: what was voted on, "objects", "question" or "question+objects"; "" for other methods.
         notes: on what the matcher could not look at.
     """
 

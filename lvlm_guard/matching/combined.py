@@ -121,11 +121,10 @@ def _mean(found: Sequence[tuple[Match, float]]) -> Match | None:
 
 
 class Foreign(Matcher):
-    """Wraps a callable; its `support(image, claims)` is used for `vote` where it has one.
+    """Wraps a callable, and its `support(image, claims)`, if there is one.
 
-    Args:
-        call: `(list of RGB pictures, list of texts) -> list`, a match each, or a map [h, w] as a tensor or an array:
-            of bools, a segmenter's mask, which stays as it is, or of numbers, more where it matters more.
+    Of (list of RGB pictures, list of texts) it gives a list: a match each, or a map [h, w] as a tensor or an array, of
+    bools, a segmenter's mask, which stays as it is, or of numbers, more where it matters more.
     """
 
     def __init__(self, call: Callable[[list[Image.Image], list[str]], Sequence[Match]]) -> None:

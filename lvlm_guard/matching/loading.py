@@ -123,12 +123,6 @@ def _shared(owner: Any, key: tuple[Any, ...], load: Callable[[], Matcher]) -> Ma
         return held[key]
 
 
-def forget_matchers() -> None:
-    """Drop every shared matcher, so that its memory is free once no guard holds it."""
-    with _lock:
-        _held.clear()
-
-
 def _registered(name: str, model: PreTrainedModel | None) -> Matcher:
     kind = REGISTRY.get(name)
     if not (isinstance(kind, type) and issubclass(kind, Matcher)):

@@ -80,6 +80,3 @@ class Recent(Generic[Key, Value]):
         with self._lock:
             self._held.clear()
             self._size = 0
-
-    def __len__(self) -> int:
-        return len(self._held)

@@ -17,7 +17,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
@@ -61,27 +60,16 @@ def share_on_class(attention: Tensor, attention_mask: Tensor) -> Tensor:
     return (attention[..., 0].float().mean(1) * content_weights(attention_mask)).sum(-1)
 
 
-def spline_matrix(cells: int, side: int) -> NDArray[np.float64]:
-    """Return the [side, cells] matrix that enlarges one axis by a cubic B-spline, zeros outside.
-
-    It is what `skimage.transform.resize(..., order=3, mode="constant")` computes along it since scikit-image 0.19.
-    """
-    how = {"order": 3, "mode": "grid-constant", "cval": 0.0, "grid_mode": True}
-    return np.stack([ndimage.zoom(unit, side / cells, **how) for unit in np.eye(cells)], axis=1)
-
-
-def blur_matrix(side: int, sigma: float) -> NDArray[np.float64]:
-    """Return the [side, side] matrix of `scipy.ndimage.gaussian_filter1d(..., sigma)`, edges mirrored."""
-    blurred: NDArray[np.float64] = ndimage.gaussian_filter1d(np.eye(side), sigma, axis=0, mode="reflect", truncate=4.0)
-    return blurred
-
-
 @lru_cache(maxsize=16)
 def _operators(cells: int, side: int, device: torch.device) -> list[Tensor]:
+    """Return what enlarges one axis by a cubic B-spline, zeros outside, [side, cells], as does scikit-image's
+    `resize(..., order=3, mode="constant")` since 0.19; and what blurs it, edges mirrored, [side, side]."""
+    how = {"order": 3, "mode": "grid-constant", "cval": 0.0, "grid_mode": True}
+    enlarge = np.stack([ndimage.zoom(unit, side / cells, **how) for unit in np.eye(cells)], axis=1)
+    blur = ndimage.gaussian_filter1d(np.eye(side), BLUR * side, axis=0, mode="reflect", truncate=4.0)
     # a caller's inference_mode would make tensors here that a later caller's autograd refuses
     with torch.inference_mode(False):
-        matrices = spline_matrix(cells, side), blur_matrix(side, BLUR * side)
-        return [torch.from_numpy(matrix).float().to(device) for matrix in matrices]
+        return [torch.from_numpy(matrix).float().to(device) for matrix in (enlarge, blur)]
 
 
 def heat_map(cam: Tensor, side: int) -> Tensor:

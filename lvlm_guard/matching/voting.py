@@ -73,10 +73,7 @@ class Naming:
         self._yes = finder_of(tokenizer, YES)
 
     def choice(self, prefix: Sequence[int], tokens: Sequence[int], objects: bool, yes: bool) -> Choice:
-        """Return what tokens would do to an answer so far, by whether objects are voted on, and the question.
-
-        Those that start "yes" reach `QUESTION`.
-        """
+        """Return what tokens would do to an answer, where objects are voted on, the question (`QUESTION`), or both."""
         choice = self._objects.choice(prefix, tokens) if objects else Choice({})
         if not yes:
             return choice

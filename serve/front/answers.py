@@ -37,7 +37,7 @@ class Proof:
         knobs: of the method.
         version: of the masks or scores, "" where the method needs none.
         unguarded: why a guarded name was answered plainly, "" where it was not.
-        claims: what was voted on, of `lvlm_guard.proof.KINDS`; "" for other methods.
+        claims: what was voted on, as `lvlm_guard.proof.Proof` has it; "" for other methods.
         notes: on what the matcher could not look at.
     """
 

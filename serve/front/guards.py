@@ -41,7 +41,7 @@ class Arguments:
     Args:
         fields: of its body, which only the front may author.
         version: of the matcher, "" where the guard needs none.
-        claims: what is voted on, of `lvlm_guard.proof.KINDS`.
+        claims: what is voted on, as `lvlm_guard.proof.Proof` has it.
         notes: on what the matcher could not look at.
     """
 

@@ -12,7 +12,7 @@ from transformers import BlipImageProcessor, BlipProcessor, LlamaConfig, LlamaFo
 
 from lvlm_guard.errors import KnobError, UnknownNameError, UnsupportedCallError
 from lvlm_guard.matching import REGISTRY, BlipITM, Matcher, load_matcher
-from lvlm_guard.matching.loading import LARGE, default_source, forget_matchers
+from lvlm_guard.matching.loading import LARGE, default_source
 
 
 @pytest.fixture
@@ -20,8 +20,7 @@ def folder(tmp_path):
     blip_model().save_pretrained(tmp_path / "matcher")
     pixels = BlipImageProcessor(size={"height": 32, "width": 32}, image_mean=list(MEAN), image_std=list(STD))
     BlipProcessor(pixels, blip_tokenizer()).save_pretrained(tmp_path / "matcher")
-    yield tmp_path / "matcher"
-    forget_matchers()
+    return tmp_path / "matcher"
 
 
 def guarded_model(tmp_path, **told):
@@ -50,8 +49,6 @@ def test_a_folder_is_loaded_once_however_it_is_named(folder, monkeypatch):
     assert load_matcher(str(folder)) is one
     assert load_matcher("matcher") is one
     assert load_matcher(folder, dtype=torch.bfloat16) is not one
-    forget_matchers()
-    assert load_matcher(folder) is not one
 
 
 def test_a_registered_matcher_goes_where_its_model_has_gone(monkeypatch):
