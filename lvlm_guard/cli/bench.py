@@ -8,10 +8,11 @@ from dataclasses import replace
 from importlib import import_module
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 from rich.table import Table
+from typer import Option
 
 from lvlm_guard.cli.console import (
     FAILED,
@@ -25,17 +26,16 @@ from lvlm_guard.cli.console import (
     say,
     usage,
 )
-from lvlm_guard.cli.options import Device, Dtype, Json, Model, listed, method_of, numbers
-from lvlm_guard.cli.settings import EMBEDDED
+from lvlm_guard.cli.options import Device, Dtype, Json, Model, method_of
+from lvlm_guard.cli.settings import COMMAS, EMBEDDED
 from lvlm_guard.errors import GuardError
 from lvlm_guard.progress import progress
 
 BUSY = 0.5  # other work in cores beyond which the figures are not to be trusted
-EXECUTIONS = ("auto", "lazy", "batched")
-WHOLE = "whole numbers of at least 1"
 ONLY_HERE = {"executions", "batches", "threads", "device", "dtype", "images", "shape", "peers"}
 ONLY_THERE = {"plain_server", "concurrency", "tokenizer", "records"}
 Row = Mapping[str, Any]
+Way = Literal["auto", "lazy", "batched"]
 
 
 class Column(NamedTuple):
@@ -76,36 +76,33 @@ THERE = {
 }
 
 
+_METHODS = Option(help="Methods, comma-separated; 'all' for every one.")
+_EXECUTIONS = Option(help="Of auto, lazy, batched.")
+_SHAPE = Option(help="A random model and matcher of real proportions instead: 1b (LLaVA-1.5's, 5 GB).")
+_PEERS = Option("--peers", help="Measure mitigv's implementation of each method beside ours, if installed.")
+_IMAGES = Option(help="Pictures for a model other than embedded; else drawn scenes.", metavar="FOLDER")
+_PLAIN = Option(help="An ordinary vLLM with the same model, to compare --server with.", metavar="URL")
+_TOKENIZER = Option(help="Of the model at --server: a folder or hub id; else its plain name.")
+_OUT = Option("--out", help="At --server: file of blocks as they come; a run goes on from it.", metavar="FILE")
+
+
 def bench(
     context: typer.Context,
-    model: Model = "embedded",
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated; 'all' for every one.")] = "agla,focus,vote",
-    executions: Annotated[str, typer.Option(help="Of auto, lazy, batched.")] = "auto,lazy,batched",
-    batches: Annotated[str, typer.Option(help="Captions in one call.")] = "1,8",
-    blocks: Annotated[int, typer.Option(min=1, help="Repetitions of each workload.")] = 16,
-    shape: Annotated[
-        str, typer.Option(help="A random model and matcher of real proportions instead: 1b (LLaVA-1.5's, 5 GB).")
-    ] = "",
-    peers: Annotated[
-        bool, typer.Option("--peers", help="Measure mitigv's implementation of each method beside ours, if installed.")
-    ] = False,
-    images: Annotated[
-        Path | None, typer.Option(help="Pictures for a model other than embedded; else drawn scenes.", metavar="FOLDER")
-    ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest caption of another model.")] = 64,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")] = None,
-    server: Annotated[str, typer.Option(help="Measure a running `lvlm-guard serve` instead.", metavar="URL")] = "",
-    plain_server: Annotated[
-        str, typer.Option(help="An ordinary vLLM with the same model, to compare --server with.", metavar="URL")
-    ] = "",
-    concurrency: Annotated[str, typer.Option(help="Requests in flight at --server.")] = "1,8,32",
-    tokenizer: Annotated[
-        str, typer.Option(help="Of the model at --server: a folder or hub id; else its plain name.")
-    ] = "",
-    records: Annotated[
-        Path | None,
-        typer.Option("--out", help="At --server: file of blocks as they come; a run goes on from it.", metavar="FILE"),
-    ] = None,
+    model: Model = EMBEDDED,
+    methods: Annotated[tuple[str, ...], COMMAS, _METHODS] = ("agla", "focus", "vote"),
+    executions: Annotated[tuple[Way, ...], COMMAS, _EXECUTIONS] = ("auto", "lazy", "batched"),
+    batches: Annotated[tuple[int, ...], COMMAS, Option(min=1, help="Captions in one call.")] = (1, 8),
+    blocks: Annotated[int, Option(min=1, help="Repetitions of each workload.")] = 16,
+    shape: Annotated[str, _SHAPE] = "",
+    peers: Annotated[bool, _PEERS] = False,
+    images: Annotated[Path | None, _IMAGES] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest caption of another model.")] = 64,
+    threads: Annotated[int | None, Option(min=1, help="CPU threads of PyTorch.")] = None,
+    server: Annotated[str, Option(help="Measure a running `lvlm-guard serve` instead.", metavar="URL")] = "",
+    plain_server: Annotated[str, _PLAIN] = "",
+    concurrency: Annotated[tuple[int, ...], COMMAS, Option(min=1, help="Requests in flight at --server.")] = (1, 8, 32),
+    tokenizer: Annotated[str, _TOKENIZER] = "",
+    records: Annotated[Path | None, _OUT] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     json: Json = False,
@@ -129,21 +126,18 @@ def bench(
         others, when = {"model"}, "not for --shape"
     if wrong := [option for name, option in given.items() if name in others]:
         raise usage(f"{wrong[0]} is {when}: leave it out.")
-    names = [] if methods == "all" else listed(methods, ": give one or more of the methods")
+    everything = methods == ("all",)
     if server:
-        loads = numbers(concurrency, f"--concurrency {concurrency}: give {WHOLE}, such as 1,8,32.")
         room = import_module("lvlm_guard.bench.server")
-        plain = model if "model" in given else ""
-        served = room.arms_of(server, plain_server, plain, names if "methods" in given else [])
+        plain, guards = model if "model" in given else "", methods if "methods" in given and not everything else ()
+        served = room.arms_of(server, plain_server, plain, guards)
         words = tokenizer or served[0].name
         words = str(import_module("lvlm_guard.embedded").MODEL) if words == EMBEDDED else words
         load = room.Load(words, tokens=max_new_tokens)
         told = ", ".join(f"{arm.name}{' (ordinary vLLM)' * (arm.server == 'plain')}" for arm in served)
         say(f"Measuring {told} at {server}, {blocks} blocks. Ctrl-C stops.")
-        _measure_there(room, served, load, loads, blocks, records, json)
+        _measure_there(room, served, load, tuple(dict.fromkeys(concurrency)), blocks, records, json)
         return
-    sizes = numbers(batches, f"--batches {batches}: give {WHOLE}, such as 1,8.")
-    ways = listed(executions, f": give one or more of {', '.join(EXECUTIONS)}", EXECUTIONS)
     quiet_libraries()
     import torch
 
@@ -155,17 +149,17 @@ def bench(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if methods == "all":
+    if everything:
         lacking = [name for name in REGISTRY.names() if REGISTRY.get(name).needs_statistics]
-        names = [name for name in REGISTRY.names() if name not in lacking]
+        methods = tuple(name for name in REGISTRY.names() if name not in lacking)
         say(f"Left out, since they need statistics of the model: {', '.join(lacking)}.")
-    chosen = [method_of(name, None) for name in names]
+    chosen = [method_of(name, None) for name in methods]
     busy = environment()["load"] or 0.0
     if model == EMBEDDED and images is None and not shape:
-        asked = workloads.world_workloads(blocks, sizes)
+        asked = workloads.world_workloads(blocks, batches)
     else:
         pictures = workloads.folder_pictures(images) if images else workloads.made_pictures()
-        asked = workloads.picture_workloads(pictures, sizes, max_new_tokens)
+        asked = workloads.picture_workloads(pictures, batches, max_new_tokens)
     if shape:
         where, sized = usable_device(device), shapes.shape_of(shape)
         model, (lvlm, processor) = shape, shapes.random_pair(sized, dtype=dtype_of(EMBEDDED, dtype))
@@ -175,9 +169,9 @@ def bench(
         chosen = [replace(method, matcher=matcher) if hasattr(method, "matcher") else method for method in chosen]
     else:
         lvlm, processor = load_model(model, device=device, dtype=dtype)
-    arms = arms_of(chosen, ways)  # type: ignore[arg-type]
+    arms = arms_of(chosen, executions)
     if peers:
-        arms += [Arm(peer_name(name), peer=name) for name in peers_of(names)]
+        arms += [Arm(peer_name(name), peer=name) for name in peers_of(methods)]
     say(f"Measuring {len(arms)} ways to answer on {len(asked)} workloads, {blocks} blocks each. Ctrl-C stops.")
     with progress("blocks", len(asked) * (blocks + 1)) as tick:  # the first of each is not counted
         measured = Bench(lvlm, processor, model, blocks=blocks, tick=tick)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import RenderableType
 from rich.markup import escape
-from typer import Option
+from typer import Argument, Option
 
 from lvlm_guard import __version__
 from lvlm_guard.cli.console import FAILED, VOID, err, out, print_object, quiet_libraries, say, usage
-from lvlm_guard.cli.options import Json, Matchers, knob_value, matchers_of, numbers
+from lvlm_guard.cli.options import Json, Matchers, StartOver, knob_value, matchers_of
+from lvlm_guard.cli.settings import COMMAS
 from lvlm_guard.ranks import Place
 
 if TYPE_CHECKING:
@@ -25,24 +26,36 @@ else:
 
 QUICK = 24  # pictures of each task
 
+_KNOB = Option(help="A method's knob, e.g. agla.alpha=1.5. Repeatable.", metavar="M.NAME=VALUE")
+_SWEEP = Option(help="Values of a knob, e.g. alpha=0.5,1,2. Repeatable. On --split val only.", metavar="NAME=V,V")
+_TRUNCATED = Option(min=0, max=1, help="Share of answers cut at the token limit that is no void run.")
+_DIALECT = Option(help="How CHAIR reads: ours, pattern, wordnet (papers since OPERA; with NLTK's data). Repeatable.")
+_REPOPE = Option(help="RePOPE's folder, or fetch: POPE's answers also by its labels.", metavar="DIR|fetch")
+_PATHS = Argument(
+    help="A run's folder; or files of answers: JSON lines (ours, lmms-eval's, OPERA's, PAI's, AGLA's), .tsv or .xlsx "
+    "(VLMEvalKit's). Each is a decoder, called as the file or as you say.",
+    metavar="DIR|[NAME=]FILE...",
+)
+_QUESTIONS = Option(help="POPE's questions, where answers have no labels. Repeatable.")
+_ANNOTATIONS = Option(help="COCO's annotations, or a CHAIR ground truth; AMBER's data folder.")
+_WORDS = Option(min=1, help="Captions also cut after so many words.", metavar="N,N")
+FailIf = Annotated[
+    tuple[str, ...], Option("--fail-if", help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
+]
+
 
 @dataclass(frozen=True)
 class Asking:
     """How answers are asked for: what decides none of them, or is read into the settings."""
 
     out: Annotated[Path, Option(help="Folder; a run goes on where it stopped.")] = Path("eval-out")
-    knob: Annotated[
-        tuple[str, ...], Option(help="A method's knob, e.g. agla.alpha=1.5. Repeatable.", metavar="M.NAME=VALUE")
-    ] = ()
-    sweep: Annotated[
-        tuple[str, ...],
-        Option(help="Values of a knob, e.g. alpha=0.5,1,2. Repeatable. On --split val only.", metavar="NAME=V,V"),
-    ] = ()
+    knob: Annotated[tuple[str, ...], _KNOB] = ()
+    sweep: Annotated[tuple[str, ...], _SWEEP] = ()
     matcher: Matchers = None
     batch: Annotated[int | None, Option(min=1, help="Questions at once. [default: 1; embedded 64]")] = None
     concurrency: Annotated[int | None, Option(min=1, help="Requests in flight at a server. [default: 16]")] = None
     workers: Annotated[int | None, Option(min=1, help="Processes. [default: 1; embedded one a core]")] = None
-    start_over: Annotated[bool, Option("--start-over", help="Drop what an earlier run left in --out.")] = False
+    start_over: StartOver = False
     quick: Annotated[bool, Option("--quick", help="A few pictures, one seed: shows that it works.")] = False
 
     def ask(self, settings: Settings, command: str) -> Path:
@@ -69,19 +82,10 @@ class Scoring:
     """How answers are scored, and what is no good end."""
 
     allow_empty: Annotated[float, Option(min=0, max=1, help="Share of empty answers that is no void run.")] = 0.0
-    allow_truncated: Annotated[
-        float, Option(min=0, max=1, help="Share of answers cut at the token limit that is no void run.")
-    ] = 0.0
-    dialect: Annotated[
-        tuple[str, ...],
-        Option(help="How CHAIR reads: ours, pattern, wordnet (as papers since OPERA; needs NLTK's data). Repeatable."),
-    ] = ()
-    repope: Annotated[
-        str, Option(help="RePOPE's folder, or fetch: POPE's answers also by its labels.", metavar="DIR|fetch")
-    ] = ""
-    fail_if: Annotated[
-        tuple[str, ...], Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
-    ] = ()
+    allow_truncated: Annotated[float, _TRUNCATED] = 0.0
+    dialect: Annotated[tuple[str, ...], _DIALECT] = ()
+    repope: Annotated[str, _REPOPE] = ""
+    fail_if: FailIf = ()
 
     @property
     def allowed(self) -> Any:
@@ -161,23 +165,12 @@ def run(settings: Settings, asking: Asking, scoring: Scoring, json: Json = False
 
 
 def score(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            help="A run's folder; or files of answers: JSON lines (ours, lmms-eval's, OPERA's, PAI's, AGLA's), .tsv or "
-            ".xlsx (VLMEvalKit's). Each is a decoder, called as the file or as you say.",
-            metavar="DIR|[NAME=]FILE...",
-        ),
-    ],
+    paths: Annotated[list[str], _PATHS],
     scoring: Scoring,
     task: Annotated[str, Option(help="Of files: yes-no, chair, opope, amber, mmhal.")] = "",
-    questions: Annotated[
-        list[Path] | None, Option(help="POPE's questions, where answers have no labels. Repeatable.")
-    ] = None,
-    annotations: Annotated[
-        Path | None, Option(help="COCO's annotations, or a CHAIR ground truth; AMBER's data folder.")
-    ] = None,
-    words: Annotated[str, Option(help="Captions also cut after so many words.", metavar="N,N")] = "",
+    questions: Annotated[tuple[Path, ...], _QUESTIONS] = (),
+    annotations: Annotated[Path | None, _ANNOTATIONS] = None,
+    words: Annotated[tuple[int, ...], COMMAS, _WORDS] = (),
     baseline: Annotated[str, Option(help="Whom the others are compared with. [default: the first]")] = "",
     json: Json = False,
 ) -> None:
@@ -195,15 +188,8 @@ def score(
         found = scoring.score(Path(paths[0]))
     else:
         room = import_module("lvlm_guard.evals.foreign.score")
-        lengths = f"--words {words!r}: give numbers of words, comma-separated, such as 16,32,64."
-        data = room.Data(
-            questions or (),
-            annotations,
-            scoring.dialect,
-            numbers(words, lengths) if words else [],
-            repope=scoring.repope,
-            baseline=baseline or None,
-        )
+        more = {"repope": scoring.repope, "baseline": baseline or None}
+        data = room.Data(questions, annotations, scoring.dialect, list(words), **more)
         found = room.score_files(_named(paths), task, data, scoring.allowed)
     end("eval score", found, rules, json)
 

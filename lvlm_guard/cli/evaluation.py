@@ -13,9 +13,9 @@ from typer import Argument, Option
 
 from lvlm_guard import __version__
 from lvlm_guard.cli.console import FAILED, VOID, bullets, line, out, print_object, quiet_libraries, reporting, say
-from lvlm_guard.cli.eval_run import Settings, ask, leave, rules_of, run, score, tell
-from lvlm_guard.cli.options import Json, Matchers, listed, matchers_of
-from lvlm_guard.cli.settings import Only
+from lvlm_guard.cli.eval_run import FailIf, Settings, ask, leave, rules_of, run, score, tell
+from lvlm_guard.cli.options import Json, Matchers, StartOver, matchers_of
+from lvlm_guard.cli.settings import COMMAS, EMBEDDED, Only, Usual
 
 evaluation = typer.Typer(
     name="eval",
@@ -32,16 +32,19 @@ DESCRIBED = Only(
     ("model", "images", "annotations", "questions", "split", "limit", "max_new_tokens", "revision", "device", "dtype")
 )
 
+_CLIP = Option(help="The untuned CLIP of the baselines: a folder or hub id; calibrated if it can be.")
+_EVIDENCE = Option("--evidence", help="Collect pictures and relevance maps first; loads the run's model.")
+_MODEL = Option(help="One of the paper's models, a folder of one, or embedded. [default: both]")
+_ONLY = Option(help="Parts of the grid: pope, chair, coco, gqa, paper, official, ...")
+_PROMPT = Option(help="The judge's prompt, with {image_content}, {question}, {gt_answer}, {model_answer}.", exists=True)
+
 Folder = Annotated[Path, Argument(help="Folder of a run.", metavar="DIR", show_default=False)]
 Share = Annotated[float | None, Option(min=0, max=1, help="As in eval run.")]
 
 
 def judge(
     folder: Annotated[Path, Argument(help="A run that asked mmhal.", metavar="DIR")],
-    prompt: Annotated[
-        Path,
-        Option(help="The judge's prompt, with {image_content}, {question}, {gt_answer}, {model_answer}.", exists=True),
-    ],
+    prompt: Annotated[Path, _PROMPT],
     json: Json = False,
 ) -> None:
     """Write a judge's requests: chat requests as JSON lines, a file for each decoder and seed.
@@ -63,13 +66,11 @@ def judge(
 def verify(
     settings: Annotated[Settings, DESCRIBED],
     matcher: Matchers = None,
-    clip: Annotated[
-        str, Option(help="The untuned CLIP of the baselines: a folder or hub id; calibrated if it can be.")
-    ] = "clip",
+    clip: Annotated[str, _CLIP] = "clip",
     task: Annotated[str, Option(help="world_chair, or chair (COCO). [default: as suits the model]")] = "",
     out_: Annotated[Path, Option("--out", help="Folder; a run goes on where it stopped.")] = Path("verify-out"),
-    batch: Annotated[int | None, Option(min=1, help="Pictures at once. [default: 1; embedded 64]")] = None,
-    start_over: Annotated[bool, Option("--start-over", help="Drop what an earlier run left in --out.")] = False,
+    batch: Annotated[int, Option(min=1, help="Pictures at once."), Usual(1, embedded=64)] = 1,
+    start_over: StartOver = False,
     json: Json = False,
 ) -> None:
     """Measure how well verifiers tell named objects that are there from hallucinated ones.
@@ -82,14 +83,14 @@ def verify(
     [bold]Example:[/bold] lvlm-guard eval verify --matcher dual-prompt=out/seed-0 --matcher dual-prompt=out/seed-1
     """
     quiet_libraries()
-    embedded = settings.model == "embedded"
+    embedded = settings.model == EMBEDDED
     matchers = matchers_of(matcher) or {name: (name,) for name in VERIFIERS[embedded]}
     room = import_module("lvlm_guard.evals.studies.verify")
     settings = replace(
         settings,
         tasks=(task or ("world_chair" if embedded else "chair"),),
         methods=(),
-        batch=batch or import_module("lvlm_guard.evals.infer.ask").usual_batch(settings),
+        batch=batch,
         # the guard's default judge stands beside whatever is measured
         matchers={"blip-itm": ("blip-itm",)} | matchers,
     )
@@ -107,9 +108,7 @@ def compare(
     b: Annotated[Path, Argument(help="Folder of the second; differences are B - A.", metavar="B")],
     decoder_a: Annotated[str | None, Option("--a", help="One decoder of A. [default: all in both]")] = None,
     decoder_b: Annotated[str | None, Option("--b", help="One decoder of B. [default: as --a]")] = None,
-    fail_if: Annotated[
-        list[str] | None, Option(help="Exit 1 where it holds, e.g. 'accuracy_diff<-0.01'. Repeatable.")
-    ] = None,
+    fail_if: FailIf = (),
     json: Json = False,
 ) -> None:
     """Pair two runs question by question and test their differences.
@@ -119,7 +118,7 @@ def compare(
     [bold]Example:[/bold] lvlm-guard eval compare runs/before runs/after --a agla
     """
     room = import_module("lvlm_guard.evals.report.compare")
-    rules = rules_of(fail_if or ())
+    rules = rules_of(fail_if)
     found = room.compare(a, b, decoder_a=decoder_a, decoder_b=decoder_b)
     if json:
         print_object(found.to_dict())
@@ -153,9 +152,7 @@ def check(
 
 def report(
     folder: Folder,
-    evidence: Annotated[
-        bool, Option("--evidence", help="Collect pictures and relevance maps first; loads the run's model.")
-    ] = False,
+    evidence: Annotated[bool, _EVIDENCE] = False,
     json: Json = False,
 ) -> None:
     """Write report.html anew from a run's files; needs no model.
@@ -208,10 +205,8 @@ def localize(
 def reproduce(
     paper: Annotated[Literal["agla"], Argument(help="Whose tables.")],
     settings: Annotated[Settings, GRID],
-    model: Annotated[
-        str | None, Option(help="One of the paper's models, a folder of one, or embedded. [default: both]")
-    ] = None,
-    only: Annotated[str, Option(help="Parts of the grid: pope, chair, coco, gqa, paper, official, ...")] = "",
+    model: Annotated[str | None, _MODEL] = None,
+    only: Annotated[tuple[str, ...], COMMAS, _ONLY] = (),
     out_: Annotated[Path, Option("--out", help="Folder; goes on where it stopped.")] = Path("reproduce-out"),
     dry_run: Annotated[bool, Option("--dry-run", help="List downloads, sizes and hours, and end.")] = False,
     allow_truncated: Annotated[float, Option(min=0, max=1, help="As in eval run.")] = 0.0,
@@ -228,16 +223,15 @@ def reproduce(
     quiet_libraries()
     room = import_module("lvlm_guard.evals.studies.reproduce")
     base = replace(settings, captions=settings.limit)
-    parts = listed(only, "") if only.strip(", ") else []
     if dry_run:
-        planned = room.dry_run(model, parts, base)
+        planned = room.dry_run(model, only, base)
         if json:
             print_object(planned)
         else:
             tell([room.dry_run_table(planned, out().width)], room.sentences(planned))
         return
     allowed = import_module("lvlm_guard.evals.stats.validity").Allowed(truncated=allow_truncated)
-    found = room.reproduce(out_, model, parts, base, echo=say, workers=workers, allowed=allowed)
+    found = room.reproduce(out_, model, only, base, echo=say, workers=workers, allowed=allowed)
     if json:
         print_object(found)
     else:

@@ -25,6 +25,7 @@ Adapter = Annotated[
 ]
 Method = Annotated[str, typer.Option(help="A decoding method; `lvlm-guard methods` lists them.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer.")]
+StartOver = Annotated[bool, typer.Option("--start-over", help="Drop what an earlier run left in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
 Knobs = Annotated[
     list[str] | None,
@@ -60,25 +61,6 @@ WORLD_ONLY = (
     "The embedded model knows only its own world: 96 x 96 scenes of 54 drawn objects. On any other picture its answer "
     "shows that the parts work together, and says nothing about the picture. Give --model a real model for that."
 )
-
-
-def listed(text: str, complaint: str, known: Sequence[str] = ()) -> list[str]:
-    """Read "agla,vote" as names, at least one, each of the known ones if there are any."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names or (known and not set(names) <= set(known)):
-        raise usage(f"{text!r}{complaint}, comma-separated.")
-    return names
-
-
-def numbers(text: str, complaint: str) -> list[int]:
-    """Read "1,8" as whole numbers of at least 1, each once."""
-    try:
-        found = list(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError:
-        found = [0]
-    if min(found) < 1:
-        raise usage(complaint)
-    return found
 
 
 def knobs_of(name: str, pairs: Sequence[str] | None) -> dict[str, dict[str, Any]]:

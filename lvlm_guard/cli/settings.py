@@ -22,7 +22,7 @@ from copy import copy
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import partial, wraps
 from inspect import Parameter, Signature, signature
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.markup import escape
 from typer import BadParameter
@@ -93,7 +93,7 @@ class _Setting:
         elif self.commas and default != ():
             kind, default = (str | None, None) if default is None else (str, ",".join(map(str, default)))
         elif self.several:
-            kind, default = list[get_args(kind)[0]] | None, list(default) or None  # type: ignore[misc]
+            kind, default = list[str if self.commas else get_args(kind)[0]] | None, list(default) or None  # type: ignore[misc]
         elif default is MISSING:
             default = Parameter.empty
         elif self.unit != 1:
@@ -110,7 +110,7 @@ class _Setting:
             text = value if isinstance(value, str) else ",".join(value)
             names = tuple(self._read(part.strip()) for part in text.split(",") if part.strip())
             if text and not names:
-                raise BadParameter(f"{text!r} names nothing: give names, comma-separated.")
+                raise BadParameter(f"{text!r} names nothing: give one or more names, comma-separated.")
             yield self.name, names
         elif self.several:
             yield self.name, tuple(value)
@@ -118,11 +118,16 @@ class _Setting:
             yield self.name, value if self.unit == 1 else value * self.unit
 
     def _read(self, part: str) -> Any:
-        try:
-            return int(part) if self.kind == tuple[int, ...] else part
-        except ValueError:
-            told = f"--{self.name.replace('_', '-')} {part!r}: give whole numbers, comma-separated, such as 0,1,2."
-            raise BadParameter(told) from None
+        (kind, *_), least = get_args(self.kind), self.option.min
+        told = f"--{self.name.replace('_', '-')} {part!r}: give"
+        if get_origin(kind) is Literal and part not in get_args(kind):
+            raise BadParameter(f"{told} one or more of {', '.join(get_args(kind))}, comma-separated.")
+        if kind is not int:
+            return part
+        if not part.lstrip("-").isdecimal() or (least is not None and int(part) < least):
+            which, such = ("", "0,1,2") if least is None else (f" of at least {least:g}", "1,8,32")
+            raise BadParameter(f"{told} whole numbers{which}, comma-separated, such as {such}.")
+        return int(part)
 
 
 def _settings_of(annotation: Any) -> tuple[Any, bool, dict[str, _Setting]]:

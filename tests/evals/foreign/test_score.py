@@ -241,7 +241,7 @@ def test_tables_of_vlmevalkit_bring_ambers_labels(tmp_path):
         (["--task", "chair", "--dialect", "patern"], "no dialect 'patern'; did you mean 'pattern'"),
         (["--task", "yes-no", "--baseline", "beam"], "No decoder is called 'beam': there are a"),
         (["--task", "yes-no", "--words", "16"], "--words is not for --task yes-no, and would do nothing"),
-        (["--task", "chair", "--words", "0"], "--words '0': give numbers of words"),
+        (["--task", "chair", "--words", "0"], "--words '0': give whole numbers of at least 1"),
     ],
 )
 def test_what_is_unknown_is_refused_with_what_there_is(tmp_path, arguments, message):
