@@ -166,7 +166,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
         for name, (kind, completes, settings) in taken.items():
             one = marked[name]
             if kind is None:
-                handed[name] = dict(one.given(values[name], embedded)).get(name) if one else values[name]
+                handed[name] = dict(one.given(values[name], embedded)).get(name, one.default) if one else values[name]
                 continue
             given = dict(pair for key, one in settings.items() for pair in one.given(values[key], embedded))
             made = partial(kind, **given)

@@ -115,3 +115,29 @@ def test_a_command_without_settings_is_left_alone() -> None:
     app.command()(command)
     assert CliRunner().invoke(app, ["me"]).exit_code == 0
     assert got == ["me"]
+
+
+def test_lists_are_read_by_what_they_may_hold_and_are_their_default_where_none_is_given() -> None:
+    got: list[Any] = []
+
+    def measure(
+        batches: Annotated[tuple[int, ...], COMMAS, typer.Option(min=1, help="Sizes.")] = (1, 8),
+        ways: Annotated[tuple[Literal["lazy", "batched"], ...], COMMAS, typer.Option(help="Ways.")] = ("lazy",),
+        words: Annotated[tuple[int, ...], COMMAS, typer.Option(min=1, help="Lengths.")] = (),
+        files: Annotated[tuple[str, ...], typer.Option(help="Repeatable.")] = (),
+    ) -> None:
+        got.append((batches, ways, words, files))
+
+    app = typer.Typer()
+    app.command()(reporting(measure))
+    for arguments in ([], ["--batches", "2,4", "--ways", "batched,lazy", "--words", "16, 32", "--files", "a,b"]):
+        assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert got == [((1, 8), ("lazy",), (), ()), ((2, 4), ("batched", "lazy"), (16, 32), ("a,b",))]
+    for wrong, said in (
+        (["--batches", "1,0"], "--batches '0': give whole numbers of at least 1"),
+        (["--ways", "lazy,fast"], "--ways 'fast': give one or more of lazy, batched"),
+        (["--ways", ","], "',' names nothing"),
+    ):
+        done = CliRunner().invoke(app, wrong, env={"COLUMNS": "200"})
+        assert done.exit_code == 2
+        assert said in done.output
