@@ -18,8 +18,8 @@ from multiprocessing import get_context
 import torch
 from torch import Tensor
 
-from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.ranker.network import PairHead
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.bench.memory import peak_meter
 from lvlm_guard.cli.console import print_json
 

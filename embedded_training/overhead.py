@@ -22,7 +22,7 @@ import torch
 
 from lvlm_guard.adapters.data import RankData
 from lvlm_guard.adapters.data.world import ranks
-from lvlm_guard.adapters.ranker.card import RankerSettings
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training import ranker
 from lvlm_guard.adapters.training.ranker import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe

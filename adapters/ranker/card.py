@@ -1,73 +1,21 @@
-"""What a ranker is made of, how its scores become answers, and `guard_ranker.json`, which says so in its folder."""
+"""How a ranker's scores become answers, and `guard_ranker.json`, which says so in its folder."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from string import Formatter
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from lvlm_guard.adapters.data.views import COUNTS
-from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.loading import Card, pair
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError
 from lvlm_guard.matching.platt import platt
-
-Ties = Literal["half", "drop", "published"]
-Pool = Literal["mean", "sum"]
-
-
-@dataclass(frozen=True)
-class RankerSettings:
-    """Sizes and choices; the defaults are ours for a ViT-B/16, about 18 million parameters (69 width²).
-
-    Args:
-        width: of every token inside (the release: 768).
-        heads: of all attentions; divides the width.
-        fusion_layers: layers that look at the text.
-        post_layers: layers after the fusion, which look at the picture alone.
-        prompts: learnable vectors before the text; 0 for none.
-        relations: learnable queries by which two pictures are compared.
-        dropout: in the post layers, while training.
-        ties: what a pair of equal values is told: "half" (neither is more), "drop" (nothing), "published" (the
-            release's target: 0 for both, and for each picture with itself).
-        regression_weight: of the score's loss beside the pairs'.
-        pool: how a picture's tokens become one for its score. The release's "sum" makes it depend on the resolution.
-        mask_text: whether padding after the text is hidden; the release looks at it.
-        pair_norm: whether the pair's difference is normalised first, as in the release. That turns the tiny difference
-            of two pictures that are nearly equal into a full-size one.
-
-    Raises:
-        KnobError: a size that is none, or an unknown choice.
-    """
-
-    width: int = 512
-    heads: int = 8
-    fusion_layers: int = 2
-    post_layers: int = 2
-    prompts: int = 32
-    relations: int = 16
-    dropout: float = 0.1
-    ties: Ties = "half"
-    regression_weight: float = 0.2
-    pool: Pool = "mean"
-    mask_text: bool = True
-    pair_norm: bool = False
-
-    def __post_init__(self) -> None:
-        least = {"width": 1, "heads": 1, "fusion_layers": 1, "post_layers": 0, "prompts": 0, "relations": 1}
-        choices = {"ties": get_args(Ties), "pool": get_args(Pool)}
-        check(self, least | {"regression_weight": 0.0, "dropout": 0.0}, choices)
-        if self.width % self.heads:
-            raise KnobError(
-                f"width {self.width} can't be shared out among {self.heads} heads: give a multiple of them."
-            )
-        if not self.dropout < 1:
-            raise KnobError(f"dropout is {self.dropout}: give a share from 0 to below 1.")
 
 
 def fit_absence(scores: ArrayLike, values: ArrayLike) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from transformers.utils.generic import ModelOutput
 
 from lvlm_guard.adapters.backbone import load_backbone, trunk_of
 from lvlm_guard.adapters.loading import require_peft, with_adapter, write_adapter
-from lvlm_guard.adapters.ranker.card import RankerCard, RankerSettings, Ties
+from lvlm_guard.adapters.ranker.card import RankerCard
 from lvlm_guard.adapters.ranker.network import RankerNetwork
+from lvlm_guard.adapters.ranker.settings import RankerSettings, Ties, Tuning
 from lvlm_guard.adapters.terms import full, unchanged
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
 
@@ -190,8 +191,6 @@ class ClipRanker(CLIPPreTrainedModel):
         images = self.clip.get_image_features(pixel_values=pixel_values.to(self.clip.dtype)).pooler_output
         return normalize(images, dim=-1) @ normalize(texts, dim=-1).T
 
-
-Tuning = Literal["frozen", "tuned"]
 
 UNUSED = r"clip\.visual_projection"
 """A layer that the ranker never asks: PEFT needs one to adapt also where nothing of the CLIP shall learn."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lvlm_guard.adapters.ranker.card import RankerSettings
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.terms import full, unchanged
 from lvlm_guard.errors import UnsupportedCallError
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,54 +20,24 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lvlm_guard.adapters.backbone import EMBEDDED, Inputs
+from lvlm_guard.adapters.backbone import Inputs
 from lvlm_guard.adapters.data import RankData, RankRow
 from lvlm_guard.adapters.data.pictures import Features
-from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.evaluation.metrics import better
 from lvlm_guard.adapters.evaluation.ranking import Lists, Scored
-from lvlm_guard.adapters.ranker.card import RankerSettings, fit_absence
-from lvlm_guard.adapters.ranker.model import ClipRanker, Tuning, adapted, card_of
+from lvlm_guard.adapters.ranker.card import fit_absence
+from lvlm_guard.adapters.ranker.model import ClipRanker, adapted, card_of
 from lvlm_guard.adapters.ranker.ranker import Ranker
+from lvlm_guard.adapters.ranker.settings import Plan as Plan
+from lvlm_guard.adapters.ranker.settings import Scale, Tuning
 from lvlm_guard.adapters.training import tasks
 from lvlm_guard.adapters.training.recipe import CANDIDATES, Advance, Recipe, about
 from lvlm_guard.adapters.training.trainer import put
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 
-Scale = Literal["auto", "raw", "standard"]
-Start = Literal["aligned", "random"]
 SMALL = 10.0  # the largest value that is learnt as it is
 
 SHARP = 2.0  # factor of an aligned start's queries and of its keys, so that attention begins to choose; ours
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is trained.
-
-    Args:
-        clip: "embedded", a folder or a hub id.
-        settings: sizes of the ranker.
-        trunk, rank: "frozen", so that tokens are computed once, or "tuned" by a LoRA of this rank in both towers.
-        negatives: share of a group without the object.
-        scale: "raw" learns values as they are; "standard" with mean 0 and deviation 1 for each instruction; "auto":
-            raw where all lie within 0 to 10, as counts do.
-        start: "aligned" to CLIP's own projections, or "random" as the paper.
-
-    Raises:
-        KnobError: another scale or start.
-    """
-
-    clip: str = EMBEDDED
-    settings: RankerSettings = field(default_factory=RankerSettings)
-    trunk: Tuning = "frozen"
-    rank: int = 8
-    negatives: float = 0.2
-    scale: Scale = "auto"
-    start: Start = "aligned"
-
-    def __post_init__(self) -> None:
-        check(self, choices={"scale": get_args(Scale), "start": get_args(Start)})
 
 
 @dataclass(frozen=True)

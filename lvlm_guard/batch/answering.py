@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from lvlm_guard.batch.plan import How
+from lvlm_guard.batch.how import How
 from lvlm_guard.batch.rows import Row
 from lvlm_guard.endpoint import Endpoint, guard_fields, question
 from lvlm_guard.errors import GuardError, ServerError, UnprovedError

@@ -9,38 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
-
-from typer import Option
+from typing import Any
 
 import lvlm_guard
+from lvlm_guard.batch.how import How
 from lvlm_guard.batch.rows import KINDS, Piece, cut
-from lvlm_guard.cli.options import Adapter, Dtype, Execution, MaxNewTokens, Method, Model
 from lvlm_guard.errors import KnobError
 from lvlm_guard.files import whole
 
 PLAN, DONE = "plan.json", "done.json"
 _HEAD = 1 << 16  # bytes of a file that tell it from another one of its size
-
-
-@dataclass(frozen=True)
-class How:
-    """How rows are answered; decides the answers together with the rows. Knobs are those that are not the defaults."""
-
-    model: Model = "embedded"
-    method: Method = "agla"
-    knobs: dict[str, Any] = field(default_factory=dict)
-    prompt: Annotated[str, Option(help="Asked where a row has no prompt.", metavar="TEXT")] = ""
-    max_new_tokens: MaxNewTokens = 64
-    batch: Annotated[int, Option(min=1, help="Rows in one call.")] = 16
-    adapter: Adapter = None
-    dtype: Dtype = "auto"
-    execution: Execution = "auto"
-    server: Annotated[str, Option(help="Ask a server, whose plain name is --model, instead.", metavar="URL")] = ""
-    revision: str | None = None
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.batch.answering import Answerer, answerer_of
-from lvlm_guard.batch.plan import DONE, How, Plan
+from lvlm_guard.batch.how import How
+from lvlm_guard.batch.plan import DONE, Plan
 from lvlm_guard.batch.rows import Piece, read
 from lvlm_guard.errors import KnobError, MissingExtraError
 from lvlm_guard.files import whole

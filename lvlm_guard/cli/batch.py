@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from lvlm_guard.batch.plan import How, plan_of
+from lvlm_guard.batch.how import How
 from lvlm_guard.cli.console import print_json, quiet_libraries, say
 from lvlm_guard.cli.options import Device, Json, Knobs, checked_knobs
 
@@ -40,6 +40,7 @@ def batch(
     [bold]Example:[/bold] lvlm-guard batch photos.jsonl --out answers --prompt "describe the image ." --method focus
     """
     quiet_libraries()
+    from lvlm_guard.batch.plan import plan_of
     from lvlm_guard.batch.run import here, on_ray, run
     from lvlm_guard.ranks import Place
 

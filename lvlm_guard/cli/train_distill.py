@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
+from rich.table import Table
 from typer import Option
 
 from lvlm_guard.cli.console import out, say, usage
-from lvlm_guard.cli.distilled import measured, show
 from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, checked_knobs, objects_of
 from lvlm_guard.cli.settings import EMBEDDED, Usual
 from lvlm_guard.cli.trained import Config, Seeds, StartOver, called, print_report, ready
@@ -31,6 +31,13 @@ _OBJECTS = Option(help="List of objects to ask about. [default: COCO's 80, the w
 _OTHER = Option(help="Prompts not trained on, a line each, to see what changes elsewhere.")
 _QUESTIONS = Option(min=0, help="Objects asked about in each picture. [default: 16; embedded all]")
 _MEASURE = Option("--measure/--no-measure", help="Embedded: POPE and CHAIR of plain, distilled and guarded.")
+
+
+TASKS = ("world_pope", "world_chair")
+BY_SEED = (
+    *((f"pope_{kind}", "accuracy") for kind in ("random", "popular", "adversarial", "all")),
+    *(("chair", metric) for metric in ("chair_s", "chair_i", "object_recall")),
+)
 
 
 def distill(
@@ -84,12 +91,12 @@ def distill(
         return
     report["remarks"] = [WORLD_ONLY] if world and asked.images else []
     if world and measure:
-        report["rows"] += measured(out_, asked, report, device)
+        report["rows"] += _measured(out_, asked, report, device)
     page = room.keep_report(out_, report)
     if json:
         print_report(report)
         return
-    show(report)
+    _show(report)
     for folder in report["adapters"]:
         out().print(f"adapter  {escape(folder)}", soft_wrap=True)
     out().print(f"report   {escape(str(page))}", soft_wrap=True)
@@ -107,3 +114,40 @@ def _lines(path: Path) -> tuple[str, ...]:
     if not found:
         raise usage(f"{path} holds no prompt: write one a line.")
     return found
+
+
+def _measured(place: Path, lessons: Any, report: dict[str, Any], device: str) -> list[dict[str, Any]]:
+    """Run plain, distilled and guarded on the embedded world's test split; returns the rows, and notes each seed's."""
+    room = import_module("lvlm_guard.evals.infer.ask")
+    settings = import_module("lvlm_guard.evals.spec.settings").Settings(
+        tasks=TASKS,
+        methods=(lessons.method,),
+        knobs={lessons.method: lessons.knobs},
+        controls=False,
+        adapters=tuple(f"distilled={folder}" for folder in report["adapters"]),
+        batch=room.MANY,
+        device=device,
+    )
+    folder = room.ask(settings, place / "eval", echo=say, replaces=True)
+    rows = import_module("lvlm_guard.evals.stats.score").score(folder)["rows"]
+    say(f"Report: {import_module('lvlm_guard.evals.report.page').write_report(folder)}")
+    report["by_seed"] = [
+        {"seed": seed, "task": row["task"], "metric": row["metric"], "value": value}
+        for row in rows
+        if (row["decoder"], row["baseline"]) == ("distilled", None) and (row["task"], row["metric"]) in BY_SEED
+        for seed, value in zip(report["seeds"], row.get("trainings", [row["value"]]), strict=True)
+    ]
+    return [row | {"method": "-".join(filter(None, (row["decoder"], row["baseline"])))} for row in rows]
+
+
+def _show(report: dict[str, Any]) -> None:
+    lines = import_module("lvlm_guard.adapters.distill.run").side_by_side(report)
+    shown = Table("", "plain", "distilled", report["lessons"]["method"], "distilled - plain, 95 %", box=None)
+    for what, *three, difference in lines:
+        ends = (
+            ""
+            if difference is None
+            else f"{difference['value']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+        )
+        shown.add_row(what, *("" if row is None else f"{row['value']:.3f}" for row in three), escape(ends))
+    out().print(shown)

@@ -2,54 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
 from lvlm_guard.cli.settings import Usual
 from lvlm_guard.cli.trained import Recipe, Training, finish, ready
 
-SMALL = {"prompts": 4, "fusion_layers": 1, "post_layers": 1, "dropout": 0.0}
+if TYPE_CHECKING:
+    from lvlm_guard.adapters.ranker.settings import Plan, RankerSettings
+else:
+    settings = import_module("lvlm_guard.adapters.ranker.settings")
+    Plan, RankerSettings = settings.Plan, settings.RankerSettings
+
+SMALL: dict[str, Any] = {"prompts": 4, "fusion_layers": 1, "post_layers": 1, "dropout": 0.0}
 """Of the ranker, beside its width, where the tiny CLIP is enough and minutes count."""
 
 _OBJECTS = Option(help="Order by these alone, comma-separated. [default: all; embedded: the 12 that are counted to 6]")
 _RATE = Option("--rate", "--lr", min=1e-9, help="Peak learning rate.")
-_REGRESSION = Option("--regression", min=0, help="Weight of the values' loss beside the pairs'.")
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of `RankerSettings`."""
-
-    width: Annotated[int, Option(min=1, help="Of the ranker."), Usual(512, embedded=64)] = 512
-    heads: Annotated[int, Option(min=1, help="Of its attention."), Usual(8, embedded=4)] = 8
-    relations: Annotated[int, Option(min=1, help="Queries that compare two pictures."), Usual(16, embedded=8)] = 16
-    ties: Annotated[Literal["half", "drop", "published"], Option(help="What pairs of equal values are told.")] = "half"
-    regression_weight: Annotated[float, _REGRESSION, Usual(0.2, embedded=0.5)] = 0.2
-
-
-@dataclass(frozen=True)
-class Choices:
-    """Of a ranker's `Plan`."""
-
-    trunk: Annotated[Literal["frozen", "tuned"], Option(help="tuned: a LoRA in both towers.")] = "frozen"
-    rank: Annotated[int, Option(min=1, help="Of that LoRA.")] = 8
-    negatives: Annotated[float, Option(min=0, max=0.9, help="Share of a group without the object.")] = 0.2
-    scale: Annotated[Literal["auto", "raw", "standard"], Option(help="Values as they are, or standardised.")] = "auto"
-    start: Annotated[
-        Literal["aligned", "random"], Option(help="aligned: from CLIP's own projections; random: as the paper.")
-    ] = "aligned"
 
 
 def ranker(
     training: Training,
     recipe: partial[Recipe],
-    sizes: Sizes,
-    choices: Choices,
+    sizes: partial[RankerSettings],
+    plan: partial[Plan],
     out: Annotated[Path, Option(help="Folder; goes on where it stopped.")] = Path("ranker"),
     by: Annotated[Literal["count", "size", "brightness"], Option(help="Order of --data embedded.")] = "count",
     objects: Annotated[str | None, _OBJECTS] = None,
@@ -71,9 +52,7 @@ def ranker(
     """
     ready()
     world = training.world
-    room, fitting, card = (
-        import_module(f"lvlm_guard.adapters.{name}") for name in ("training.runs", "training.ranker", "ranker.card")
-    )
+    room = import_module("lvlm_guard.adapters.training.runs")
     call = training.call(out, compare, 500)
     facts = training.facts(call, f"world:{by}")
     opened = (facts if instruction is None else replace(facts, template=instruction)).ranks
@@ -81,12 +60,11 @@ def ranker(
     if names is not None:
         opened = opened.about([name.strip() for name in names])
     opened = opened.teaching("skip" if world else lonely)
-    made: dict[str, Any] = asdict(sizes) | (SMALL if world else {})
-    plan = fitting.Plan(clip=training.clip, settings=card.RankerSettings(**made), **asdict(choices))
+    planned = plan(clip=training.clip, settings=sizes(**SMALL if world else {}))
     many = call.state.num_processes  # of groups each process takes one at least
     recipe = partial(recipe, accumulate=-(-recipe.keywords["accumulate"] // many) * many)
     how = training.recipe(recipe, opened, epochs, steps, 500, 8, narrow=False, rate=rate)
-    finish(call, room.train_ranker(call, opened, plan, how), training.json)
+    finish(call, room.train_ranker(call, opened, planned, how), training.json)
 
 
 def _counted() -> list[str]:

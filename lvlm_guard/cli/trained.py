@@ -44,17 +44,8 @@ def _configured(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        "--config",
-        help="YAML file of options, by their long names.",
-        is_eager=True,
-        callback=_configured,
-        metavar="FILE",
-    ),
-]
-
+_CONFIG = "YAML file of options, by their long names."
+Config = Annotated[Path | None, Option(help=_CONFIG, is_eager=True, callback=_configured, metavar="FILE")]
 
 Seeds = Annotated[
     tuple[int, ...], COMMAS, Option("--seeds", "--seed", help="Of training, comma-separated: an adapter each.")

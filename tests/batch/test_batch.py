@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 
 from lvlm_guard import guard
 from lvlm_guard.batch.answering import Answered, Local
-from lvlm_guard.batch.plan import PLAN, How, plan_of
+from lvlm_guard.batch.how import How
+from lvlm_guard.batch.plan import PLAN, plan_of
 from lvlm_guard.batch.rows import cut, read, row_of
 from lvlm_guard.batch.run import answer, here, run
 from lvlm_guard.cli.app import app

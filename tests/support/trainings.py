@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lvlm_guard.adapters.ranker.card import RankerSettings
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.recipe import Recipe
 

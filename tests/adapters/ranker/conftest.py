@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from lvlm_guard.adapters.backbone import Inputs
-from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.ranker.model import ClipRanker
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 
 WORDS = ["<pad>", "<s>", "<unk>", "</s>", "rank", "the", "numbers", "of", "dog", "cat", "car", "carrot", "."]
 TEXT = {

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.adapters.evaluation.metrics import RankingFigures, mean_figures, ranking_figures
-from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.ranker.model import ranker_loss
 from lvlm_guard.adapters.ranker.network import RankerNetwork
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 
 OBJECTS, TOKENS, WIDTH, PICTURES, STEPS = 4, 16, 32, 32, 240
 SETTINGS = RankerSettings(width=WIDTH, heads=4, relations=8, prompts=4)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.ranker.network import Attention, RankerNetwork
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.errors import KnobError, UnsupportedCallError
 
 SMALL = RankerSettings(width=32, heads=4, prompts=4, relations=6)

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 
 from lvlm_guard.adapters.backbone import Inputs, load_backbone
 from lvlm_guard.adapters.open_clip import CONFIG
-from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.ranker.model import ClipRanker, adapted, card_of
 from lvlm_guard.adapters.ranker.ranker import Ranker
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.cli import main
 from lvlm_guard.errors import MissingExtraError, WeightsError
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lvlm_guard.adapters.ranker.card import RankerSettings
 from lvlm_guard.adapters.ranker.network import PairHead, compare, summarise
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 
 SETTINGS = RankerSettings(width=32, heads=4, relations=6)
 

@@ -22,7 +22,7 @@ from lvlm_guard.adapters.data.world import captions, ranks
 from lvlm_guard.adapters.evaluation.metrics import RankingFigures, recall
 from lvlm_guard.adapters.evaluation.metrics import ranks as places
 from lvlm_guard.adapters.evaluation.ranking import Lists
-from lvlm_guard.adapters.ranker.card import RankerSettings
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.retrieval.folder import untuned
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker

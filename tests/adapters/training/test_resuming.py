@@ -86,7 +86,7 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         import os, signal, sys, torch
         from pathlib import Path
         from lvlm_guard.adapters.data import RankData
-        from lvlm_guard.adapters.ranker.card import RankerSettings
+        from lvlm_guard.adapters.ranker.settings import RankerSettings
         from lvlm_guard.adapters.training import ranker
         from lvlm_guard.adapters.training.recipe import Recipe
         from lvlm_guard.adapters.data.world import ranks

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from lvlm_guard.adapters.data import open_facts
-from lvlm_guard.adapters.ranker.card import RankerSettings
+from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training import ranker
 from lvlm_guard.adapters.training.recipe import Recipe, last_checkpoint
 from lvlm_guard.embedded.captioned import Pictures

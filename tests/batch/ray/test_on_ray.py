@@ -13,7 +13,8 @@ import psutil
 import pytest
 from data_sets import answers, as_lines, as_tar, rows
 
-from lvlm_guard.batch.plan import How, plan_of
+from lvlm_guard.batch.how import How
+from lvlm_guard.batch.plan import plan_of
 from lvlm_guard.batch.run import here, on_ray
 from lvlm_guard.ranks import Place
 

@@ -1,15 +1,26 @@
-"""`lvlm-guard train presets`."""
+"""`lvlm-guard train`, whose commands are registered as `train.NAME`, and `train presets`."""
 
 from __future__ import annotations
 
 from importlib import import_module
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
+from lvlm_guard.cli.app import LOOK, Group
 from lvlm_guard.cli.console import out, print_json
 from lvlm_guard.cli.options import Json
-from lvlm_guard.cli.trained import ready
+
+training = typer.Typer(cls=Group, add_completion=False, **LOOK)
+
+
+@training.callback()
+def _about() -> None:
+    """Train small parts: PEFT adapters of a matcher, or of the model itself.
+
+    [bold]Example:[/bold] lvlm-guard train distill --out distilled
+    """
 
 
 def presets(json: Json = False) -> None:
@@ -17,6 +28,8 @@ def presets(json: Json = False) -> None:
 
     [bold]Example:[/bold] lvlm-guard train claims --preset promptsrc --data facts.jsonl
     """
+    from lvlm_guard.cli.trained import ready
+
     ready()
     rows = [one.to_dict() for one in import_module("lvlm_guard.adapters.presets").PRESETS.values()]
     if json:
