@@ -4,23 +4,17 @@ from __future__ import annotations
 
 from importlib import import_module
 
-import typer
 from rich.markup import escape
 from rich.table import Table
 
-from lvlm_guard.cli.app import LOOK, Group
+from lvlm_guard.cli.app import group
 from lvlm_guard.cli.console import out, print_json
 from lvlm_guard.cli.options import Json
 
-training = typer.Typer(cls=Group, add_completion=False, **LOOK)
-
-
-@training.callback()
-def _about() -> None:
-    """Train small parts: PEFT adapters of a matcher, or of the model itself.
-
-    [bold]Example:[/bold] lvlm-guard train distill --out distilled
-    """
+training = group(
+    "Train small parts: PEFT adapters of a matcher, or of the model itself.\n\n"
+    "[bold]Example:[/bold] lvlm-guard train distill --out distilled"
+)
 
 
 def presets(json: Json = False) -> None:

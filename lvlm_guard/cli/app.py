@@ -27,6 +27,13 @@ LOOK: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "rich", "pr
 class Group(TyperGroup):
     """Commands of the registry whose names begin as the group's does."""
 
+    _brief = False
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the list, for which the options of its commands need not be read."""
+        self._brief = True
+        super().format_help(ctx, formatter)
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names, the core's first."""
         above = _path(ctx)
@@ -39,18 +46,19 @@ class Group(TyperGroup):
         if cmd_name not in names:
             self.commands = dict.fromkeys(names, self)  # typer suggests from its keys
             return None
-        return command_of(f"{_path(ctx)}.{cmd_name}".lstrip("."))
+        return command_of(f"{_path(ctx)}.{cmd_name}".lstrip("."), self._brief)
 
 
-def command_of(name: str) -> Any:
-    """Return a registered command as typer runs it, "train.distill" for one of a group."""
+def command_of(name: str, brief: bool = False) -> Any:
+    """Return a registered command as typer runs it, "train.distill" for one of a group; in brief without options."""
     try:
         found = COMMANDS.get(name)
     except Exception as error:  # another package's module may fail in any way; the list must still print
         found = _broken(f"{COMMANDS.where(name)} can't be loaded: {type(error).__name__}: {error}")
     if not isinstance(found, typer.Typer):
-        function, found = found, typer.Typer(add_completion=False, **LOOK)
-        found.command()(reporting(function))
+        function = _broken(found.__doc__) if brief else reporting(found)
+        found = typer.Typer(add_completion=False, **LOOK)
+        found.command()(function)
     command = get_command(found)
     command.name = name.rpartition(".")[2]
     return command
@@ -65,6 +73,13 @@ def _path(ctx: Any) -> str:
     return ".".join(reversed(names))
 
 
+def group(about: str) -> typer.Typer:
+    """Return a group of commands, to be registered; they are registered below its name."""
+    made = typer.Typer(cls=Group, add_completion=False, **LOOK)
+    made.callback(help=about)(lambda: None)
+    return made
+
+
 def _broken(why: str) -> Callable[[], None]:
     def broken() -> None:
         raise GuardError(f"{why}. Update or uninstall the package that it is from.")
@@ -72,6 +87,11 @@ def _broken(why: str) -> Callable[[], None]:
     broken.__doc__ = why
     return broken
 
+
+evaluation = group(
+    "Measure what a method does to hallucination, with intervals, controls and cost.\n\n"
+    "[bold]Example:[/bold] lvlm-guard eval run --quick"
+)
 
 app = typer.Typer(
     name="lvlm-guard",

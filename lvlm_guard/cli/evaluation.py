@@ -1,4 +1,4 @@
-"""`lvlm-guard eval`: ask, run, score, judge, verify, compare, check, report, export, localize, reproduce."""
+"""`lvlm-guard eval`: judge, verify, compare, check, report, export, localize, reproduce; `eval_run` has the others."""
 
 from __future__ import annotations
 
@@ -12,19 +12,10 @@ from rich.markup import escape
 from typer import Argument, Option
 
 from lvlm_guard import __version__
-from lvlm_guard.cli.console import FAILED, VOID, bullets, line, out, print_object, quiet_libraries, reporting, say
-from lvlm_guard.cli.eval_run import FailIf, Settings, ask, leave, rules_of, run, score, tell
+from lvlm_guard.cli.console import FAILED, VOID, bullets, line, out, print_object, quiet_libraries, say
+from lvlm_guard.cli.eval_run import FailIf, Settings, leave, rules_of, tell
 from lvlm_guard.cli.options import Json, Matchers, StartOver, matchers_of
 from lvlm_guard.cli.settings import COMMAS, EMBEDDED, Only, Usual
-
-evaluation = typer.Typer(
-    name="eval",
-    help="Measure what a method does to hallucination, with intervals, controls and cost.\n\n"
-    "[bold]Example:[/bold] lvlm-guard eval run --quick",
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    add_completion=False,
-)
 
 VERIFIERS = {True: ("blip-itm", "clip", "dual-prompt", "ranker"), False: ("blip-itm", "clip")}  # of the embedded model
 GRID = Only(("images", "annotations", "questions", "limit", "seeds", "device", "dtype"))
@@ -245,7 +236,3 @@ def _wrote(command: str, json: bool, **places: Path) -> None:
         print_object({"command": command, "version": __version__, **told})
     else:
         tell(**places)
-
-
-for command in (ask, run, score, judge, verify, compare, check, report, export, localize, reproduce):
-    evaluation.command(command.__name__)(reporting(command))
