@@ -12,9 +12,9 @@ from rich.table import Table
 from typer import Option
 
 from lvlm_guard.cli.console import out, say, usage
-from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, checked_knobs, objects_of
+from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, StartOver, checked_knobs, objects_of
 from lvlm_guard.cli.settings import EMBEDDED, Usual
-from lvlm_guard.cli.trained import Config, Seeds, StartOver, called, print_report, ready
+from lvlm_guard.cli.trained import Config, Seeds, called, print_report, ready
 from lvlm_guard.matching.vocabulary import Vocabulary
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rich.table import Table
 from typer import Option
 
 from lvlm_guard.cli.console import environment, line, out, print_json, quiet_libraries, say, usage
-from lvlm_guard.cli.options import Json
+from lvlm_guard.cli.options import Json, StartOver
 from lvlm_guard.cli.settings import COMMAS, EMBEDDED, Usual
 from lvlm_guard.progress import progress
 
@@ -50,7 +50,6 @@ Config = Annotated[Path | None, Option(help=_CONFIG, is_eager=True, callback=_co
 Seeds = Annotated[
     tuple[int, ...], COMMAS, Option("--seeds", "--seed", help="Of training, comma-separated: an adapter each.")
 ]
-StartOver = Annotated[bool, Option("--start-over", help="Drop what an earlier run left in --out.")]
 
 Validation = Annotated[int | None, Option(min=2, help="Validation pictures to measure on."), Usual(None, embedded=200)]
 
