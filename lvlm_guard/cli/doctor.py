@@ -35,6 +35,8 @@ EXTRAS = {
     "train": "adapters and training",
     "dev": "tests and checks",
 }
+_FAMILIES = typer.Option("--families", help="List the model families: proven, refused with the reason, or unknown.")
+_MODEL = typer.Option(help="Prove a model of your own: 'embedded', a folder, or a hub id.", metavar="ID")
 STYLES = {"ok": "green", "off": "dim", "missing": "yellow", "broken": "bold red"}
 
 
@@ -50,12 +52,8 @@ class Finding:
 
 def doctor(
     json: Json = False,
-    families: Annotated[
-        bool, typer.Option("--families", help="List the model families: proven, refused with the reason, or unknown.")
-    ] = False,
-    model: Annotated[
-        str | None, typer.Option(help="Prove a model of your own: 'embedded', a folder, or a hub id.", metavar="ID")
-    ] = None,
+    families: Annotated[bool, _FAMILIES] = False,
+    model: Annotated[str | None, _MODEL] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
