@@ -87,11 +87,8 @@ def kind_of(file: str) -> str:
 
 
 def cut(file: str, most: int) -> Iterator[tuple[int, int, int]]:
-    """Yield first row, number of rows and bytes before them of the pieces of a file, `most` rows or fewer each.
-
-    Raises:
-        KnobError: it is no such file, or damaged.
-    """
+    """Yield first row, number of rows and bytes before them of the pieces of a file, `most` rows or fewer each; raises
+    `KnobError` where it is no such file, or damaged."""
     kind = kind_of(file)
     if kind == "parquet":
         total = _opened(file).metadata.num_rows

@@ -30,11 +30,8 @@ def done(piece: Piece, out: Path) -> bool:
 
 
 def answer(piece: Piece, out: Path, how: How, answerer: Answerer) -> tuple[int, int]:
-    """Answer a piece and write its file; return how many rows it has, and how many of them an error.
-
-    Raises:
-        GuardError: it is not the rows that are wrong.
-    """
+    """Answer a piece and write its file; return how many rows it has, and how many of them an error; raises
+    `GuardError` where it is not the rows that are wrong."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

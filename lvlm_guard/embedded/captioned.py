@@ -88,11 +88,8 @@ KINDS: dict[str, Callable[[np.random.Generator], Plan]] = {
 
 
 def plan(kind: str, split: str, index: int) -> Plan:
-    """Return what scene number `index` shows, without drawing it, in a twentieth of the time.
-
-    Raises:
-        UnknownNameError: there is no such kind or split.
-    """
+    """Return what scene number `index` shows, without drawing it, in a twentieth of the time; raises `UnknownNameError`
+    where there is no such kind or split."""
     return _planned(kind, split, index)[0]
 
 
@@ -132,11 +129,7 @@ class Pictures:
     """The world's pictures by key, "count/train/17": a store as `lvlm_guard.adapters.data` reads them from."""
 
     def load(self, key: str) -> Image.Image:
-        """Return a picture, RGB 96 x 96.
-
-        Raises:
-            UnknownNameError: the key is none of this world.
-        """
+        """Return a picture, RGB 96 x 96; raises `UnknownNameError` where the key is none of this world."""
         kind, _, rest = key.partition("/")
         split, _, index = rest.partition("/")
         if not index.isdecimal():

@@ -141,16 +141,13 @@ def draw(
     prop_rate: float = PROP_RATE,
     photographs: str = "",
 ) -> Scene:
-    """Draw groups at free places.
+    """Draw groups at free places; raises `GuardError` where the photographs are not installed.
 
     Args:
         groups: what to draw; at most `ITEMS` items together.
         side: of every drawing of the first group, in pixels up to 64; None for sizes at random.
         prop_rate: how often a prop stands beside them.
         photographs: the part of the photographs that the ground is cut from, "val" or "test"; "": it is drawn.
-
-    Raises:
-        GuardError: the photographs are not installed.
     """
     total = sum(group.count for group in groups)
     sizes = _sizes(rng, total)

@@ -196,12 +196,8 @@ class Scenes(Sequence[Scene]):
 
 
 def scenes(split: str, n: int | None = None) -> Scenes:
-    """Draw the first n scenes of a split (all of it by default), about 1 ms each.
-
-    Raises:
-        UnknownNameError: there is no such split.
-        GuardError: its grounds are cut from photographs whose package is not installed.
-    """
+    """Draw the first n scenes of a split (all of it by default), about 1 ms each; raises `UnknownNameError` where there
+    is no such split, `GuardError` where its grounds are cut from photographs whose package is not installed."""
     if split not in SPLITS:
         raise UnknownNameError(
             f"No split of the embedded world is called {split!r}. Known: {', '.join(SPLITS)}; choose one of them."

@@ -48,11 +48,8 @@ class FLB(Single, Plausible):
         return self.gamma * (1 - math.exp(-self.lam * (t - 1)))
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return the boosted logits within the constraint; keeps each request's first ones for the call.
-
-        Raises:
-            UnsupportedCallError: an answer's first token was never seen.
-        """
+        """Return the boosted logits within the constraint; keeps each request's first ones for the call; raises
+        `UnsupportedCallError` where an answer's first token was never seen."""
         first: dict[int, Tensor] = step.call.memory.setdefault(self.name, {})
         places = [len(step.prefix(row)) + 1 for row in range(len(step.request))]
         for row, (request, t) in enumerate(zip(step.request, places, strict=True)):

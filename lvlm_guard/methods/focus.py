@@ -54,14 +54,8 @@ class Focus(Complement):
         return (Branch("local", hides=self._hides),)
 
     def check(self, call: Call) -> None:
-        """Raise before the first token where a call can't be guarded.
-
-        Raises:
-            TextError: a picture comes without a question.
-            WeightsError: the matcher can't be loaded.
-            UnsupportedModelError: hiding image tokens is not proven on the model.
-            UnsupportedCallError: the caller brought second pictures, which this method does not look at.
-        """
+        """Raise `TextError` where a picture comes without a question, `WeightsError` without a matcher,
+        `UnsupportedModelError` where hiding is not proven, `UnsupportedCallError` beside second pictures."""
         matcher = matcher_of(call, self.matcher)
         if isinstance(matcher, Attention):
             _ = call.image_positions, call.decoder

@@ -51,11 +51,8 @@ class ICD(Contrast):
         return call.rewritten(lambda prompt, index: self.disturbed(prompt, texts[index]))
 
     def disturbed(self, prompt: str, question: str) -> str:
-        """Return a prompt with the disturbance in its place.
-
-        Raises:
-            UnsupportedCallError: the prompt does not hold the question.
-        """
+        """Return a prompt with the disturbance in its place; raises `UnsupportedCallError` where the prompt does not
+        hold the question."""
         if not self.disturbance:
             return prompt
         if self.place == "system":

@@ -56,11 +56,8 @@ class VCD(Contrast):
         return (Branch("noised", pixels=self.view),)
 
     def view(self, call: Call) -> dict[str, Tensor]:
-        """Return the image tensors with each picture noised.
-
-        Raises:
-            UnsupportedCallError: a picture's pixels can't be told from its neighbours'.
-        """
+        """Return the image tensors with each picture noised; raises `UnsupportedCallError` where a picture's pixels
+        can't be told from its neighbours'."""
         kept = kept_share(self.noise_step)
         changed = deepcopy(call.tensors)
         found = units(changed)

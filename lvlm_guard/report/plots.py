@@ -73,7 +73,7 @@ def dot_plot(
     digits: int = 2,
     signed: bool = False,
 ) -> Html:
-    """Draw dots with intervals.
+    """Draw dots with intervals; raises `ValueError` where there is no line, or a number is not finite.
 
     Args:
         intervals: top to bottom.
@@ -82,9 +82,6 @@ def dot_plot(
         reference: a vertical line, such as 0 for differences or 1 for ratios.
         digits: of the values written at the right.
         signed: write a plus before positive values.
-
-    Raises:
-        ValueError: there is no line, or a number is not finite.
     """
     if not intervals:
         raise ValueError("There is nothing to plot: give at least one interval.")
@@ -103,15 +100,12 @@ def dot_plot(
 
 
 def line_plot(lines: Mapping[str, Sequence[Point]], *, title: str, axis: str) -> Html:
-    """Draw values over steps, a line for each name.
+    """Draw values over steps, a line for each name; raises `ValueError` where there is no point.
 
     Args:
         lines: name -> (step, value), at least one point in all.
         title: what the figure shows, also read out by screen readers.
         axis: name of the horizontal axis.
-
-    Raises:
-        ValueError: there is no point.
     """
     points = [point for each in lines.values() for point in each]
     if not points:
