@@ -89,9 +89,7 @@ def with_adapters(model: Any, adapters: Mapping[str, str]) -> Any:
     `adapters` are name -> folder or hub id of what `save_pretrained` wrote. `model.set_adapter(name)` lets another one
     act, and within `with model.disable_adapter():` none does.
 
-    Raises:
-        WeightsError: one can't be had, or was made for another model.
-        MissingExtraError: peft is not installed.
+    Raises `WeightsError` where one can't be had, or was made for another model, `MissingExtraError` without peft.
     """
     try:
         from peft import PeftModel

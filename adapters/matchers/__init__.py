@@ -13,7 +13,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from pathlib import Path
 from threading import RLock
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -23,6 +22,7 @@ from lvlm_guard.adapters.loading import ADAPTERS
 from lvlm_guard.adapters.retrieval.claims import TEMPLATE
 from lvlm_guard.errors import TextError, WeightsError
 from lvlm_guard.matching.asking import THERE
+from lvlm_guard.matching.loading import source_of
 from lvlm_guard.matching.match import Matcher, Remembering, device_of, unaffected
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.verify.check import mentions
@@ -98,15 +98,9 @@ def place_for(name: str, model: Any, otherwise: str | None = None) -> str:
     A model's config may say it, `lvlm_guard: {"dual-prompt": "owner/adapter"}`, also as a folder beside the model; the
     embedded model has those of this package; `otherwise` is for any other. Raises `WeightsError` where nothing says it.
     """
-    config = getattr(getattr(model, "config", None), "lvlm_guard", None) or {}
-    told = config.get(name)
-    if told is not None:
-        beside = Path(getattr(model, "name_or_path", "") or ".") / str(told)
-        return str(beside) if beside.is_dir() else str(told)
-    if str(config.get("matcher", "")).startswith("."):  # the embedded model, or a copy of it
-        return str(ADAPTERS / name)
-    if otherwise is not None:
-        return otherwise
+    found = source_of(name, model, lambda: str(ADAPTERS / name)) or otherwise
+    if found is not None:
+        return found
     raise WeightsError(
         f"Which {name} adapter is meant? Train one, `lvlm-guard train {name} --data ... --out DIR`, and give its "
         f"folder in the place of the name: matcher=DIR. The embedded model has one of its own, `embedded-{name}`."

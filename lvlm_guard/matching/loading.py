@@ -182,14 +182,21 @@ def _read_by(config: Any) -> str | None:
 
 def default_source(model: PreTrainedModel | None) -> str:
     """Return the folder or hub id of the weights that `blip-itm` stands for, for this model."""
-    told = (getattr(getattr(model, "config", None), "lvlm_guard", None) or {}).get("matcher")
-    if model is None or told is None:
-        return LARGE
-    beside = Path(model.name_or_path or ".") / told
-    if beside.is_dir():
-        return str(beside)
-    # a copy of the embedded model, saved elsewhere, has no such folder beside it
-    return _embedded() if told.startswith(".") else str(told)
+    return source_of("matcher", model, _embedded) or LARGE
+
+
+def source_of(key: str, model: Any, embedded: Callable[[], str]) -> str | None:
+    """Return the folder or hub id that a model's config names, `lvlm_guard: {key: ...}`, also as a folder beside it.
+
+    None where it names none; of the embedded model, or a copy of it without that folder beside it, `embedded`.
+    """
+    told = getattr(getattr(model, "config", None), "lvlm_guard", None) or {}
+    of_embedded = str(told.get("matcher", "")).startswith(".")
+    if (named := told.get(key)) is not None:
+        beside = Path(getattr(model, "name_or_path", "") or ".") / str(named)
+        if beside.is_dir() or not (key == "matcher" and of_embedded):
+            return str(beside if beside.is_dir() else named)
+    return embedded() if of_embedded else None
 
 
 def _embedded() -> str:

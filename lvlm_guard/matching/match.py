@@ -260,8 +260,7 @@ def painted(image: Image.Image, keep: NDArray[np.bool_], frame: Frame = "squashe
         frame: "squashed" gives a picture of the mask's size (384 x 384 for BLIP), as AGLA's release does; "original"
             keeps the picture's own size and shape and enlarges the mask to it, nearest pixel; else raises `KnobError`.
 
-    Returns:
-        An RGB picture.
+    Returns an RGB picture.
     """
     if frame not in ("squashed", "original"):
         raise KnobError(f"frame is {frame!r}: give 'squashed' (the matcher's square) or 'original' (its shape).")

@@ -43,11 +43,10 @@ class Recent(Generic[Key, Value]):
     def get(self, key: Key) -> Value | None:
         """Return the value, or None where it is not held (any more)."""
         with self._lock:
-            found = self._held.get(key)
-            if found is None:
+            if key not in self._held:
                 return None
             self._held.move_to_end(key)
-            return found[0]
+            return self._held[key][0]
 
     def put(self, key: Key, value: Value, size: int = 1) -> None:
         """Hold a value; the least recently used ones go where the sum would exceed the capacity."""

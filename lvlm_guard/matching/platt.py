@@ -29,12 +29,10 @@ def platt(scores: NDArray[np.float64], labels: NDArray[np.bool_], *, balanced: b
     (Platt, "Probabilistic outputs for support vector machines", 1999).
 
     Args:
-        scores, labels: [n]; scores on any scale.
+        scores, labels: [n]; scores on any scale. Where a label is missing, or the scores are all equal or not finite,
+            there is nothing to fit, which raises `KnobError`.
         balanced: count both labels as often as each other, so that 0.5 is where the score tells nothing, however rare
             one of them is among these.
-
-    Raises:
-        KnobError: a label is missing, or the scores are all equal or not finite: there is nothing to fit.
     """
     ones, zeros = int(labels.sum()), int((~labels).sum())
     spread = float(scores.std()) if len(scores) else math.nan
@@ -64,10 +62,7 @@ def fit_tau(scores: NDArray[np.float64], true: NDArray[np.bool_]) -> float:
     """Return the temperature at which softmax(scores / tau) gives claims their probability, by maximum likelihood.
 
     True and false claims count alike, however many there are. Raises `KnobError` where a kind is missing, or a swap.
-
-    Args:
-        scores: [n, 1 + swaps] cosines: of a claim, then of its swaps.
-        true: [n], which claims hold.
+    Scores, [n, 1 + swaps], are cosines of a claim, then of its swaps; true, [n], says which claims hold.
     """
     from scipy.optimize import minimize_scalar  # not above: servers need log_odds alone, and this takes half a second
     from scipy.special import log_softmax

@@ -46,8 +46,7 @@ def gradcam(attention: Tensor, gradient: Tensor, attention_mask: Tensor) -> Tens
         gradient: of the matching logit with respect to them, same shape.
         attention_mask: [B, L] of 0 and 1, padding on the right.
 
-    Returns:
-        [B, g, g] float32, row-major over the picture, >= 0.
+    Returns [B, g, g] float32, row-major over the picture, >= 0.
     """
     cam = (gradient[..., 1:].float().clamp(min=0) * attention[..., 1:].float()).mean(1)  # [B, L, g*g]
     flat = torch.einsum("blp,bl->bp", cam, content_weights(attention_mask))
