@@ -11,37 +11,27 @@ import math
 import any_families
 import prove_families
 import pytest
-import tiny
 import torch
+from family_asking import QUESTIONS, RUN, STEPS, agla, inputs_of
 from matchers import Brightness
 
 from lvlm_guard import guard, methods, unguard
-from lvlm_guard.engine import rows
 from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.hiding import Hidden
-from lvlm_guard.engine.reading import Reader
 from lvlm_guard.engine.rows import CACHE
 from lvlm_guard.engine.trace import GuardTrace
-from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError, UnsupportedModelError
+from lvlm_guard.errors import UnsupportedCallError, UnsupportedModelError
 from lvlm_guard.families.family import Family
 from lvlm_guard.matching import local_view
 from lvlm_guard.proving import proofs, trial
 from lvlm_guard.proving.proof import Proof
 
-STEPS = 6
-RUN = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
 EXECUTIONS = ["lazy", "batched", "auto"]
-QUESTIONS = ["Is there a dog in the picture?", "What colour is it?", "Where?"]
 WIDE = torch.float64
 NAMES = [*any_families.FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in any_families.SLOW)]
 NARROW = (
     "qwen3_vl_moe", "qwen3_5_moe", "ernie4_5_vl_moe", "qwen3_5", "minicpmv4_6", "phi4_multimodal", "glm5_next",
     "glm4v_moe", "aria",
 )  # fmt: skip
-
-
-def agla(**knobs):
-    return methods.AGLA(matcher=Brightness(), **({"beta": 0.05, "alpha": 1.0} | knobs))
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -53,17 +43,6 @@ def pair(request):
     yield guard(model, processor, agla())
     unguard(model)
     unguard(processor)
-
-
-def inputs_of(pair, count=2, sizes=((96, 48), (56, 56)), **more):
-    model, processor = pair
-    family = model._lvlm_guard.family
-    if family.model_type == "perception_lm":  # its processor can't batch pictures of unequal shapes
-        sizes = sizes[:1] * 2
-    prompts = [family.asked(processor, QUESTIONS[i % 3], 1) for i in range(count)]
-    pictures = [tiny.picture(10 + i, *sizes[i % 2]) for i in range(count)]
-    made = processor(images=[[p] for p in pictures], text=prompts, padding=True, return_tensors="pt", **more)
-    return made.to(model.dtype)
 
 
 def forced(model, inputs, answer):
@@ -219,9 +198,6 @@ def test_a_branch_under_another_prompt_reads_pictures_of_which_lists_tell():
     assert torch.equal(own, pair[0].generate(**inputs, **RUN, guard=False))
 
 
-# --- refusals
-
-
 @pytest.mark.parametrize("name", any_families.REFUSED)
 def test_a_family_that_can_not_be_guarded_is_refused_with_what_was_found(name):
     if name == "llama4" and CACHE != "cache":
@@ -257,168 +233,3 @@ def test_a_family_with_habits_of_its_own_is_proven_as_the_table_says(name):
     assert [found[what] for what in ("way", "stacks", "alone", "crops", "hides")] == [
         held[what] for what in ("way", "stacks", "alone", "crops", "hides")
     ]
-
-
-def test_tokens_that_a_model_rules_out_do_not_hide_what_another_picture_changes():
-    least = torch.finfo(torch.float32).min
-    plain, other = torch.tensor([[0.0, 1.0, 2.0, least]]), torch.tensor([[0.0, 1.0, 1.0, least]])
-    assert trial._apart(other, plain) == pytest.approx(1.0)  # in spreads of what is left
-
-
-def test_a_model_that_does_not_look_is_refused():
-    model, processor = any_families.make("internvl")
-    for weight in model.model.multi_modal_projector.parameters():
-        weight.zero_()
-    with pytest.raises(UnsupportedModelError, match="nothing to guard"):
-        guard(model, processor, agla(), check="always")
-
-
-def test_a_processor_without_pictures_is_refused():
-    model, processor = any_families.make("internvl")
-    with pytest.raises(UnsupportedModelError, match="the processor reads no pictures"):
-        guard(model, processor.tokenizer, agla())
-
-
-def test_a_second_view_of_another_layout_is_refused():
-    pair = guard(*any_families.make("qwen3_vl"), agla())
-    inputs = inputs_of(pair, guard_images=[tiny.picture(1, 48, 96), tiny.picture(2, 56, 56)])
-    with pytest.raises(UnsupportedCallError, match="lays the second view out otherwise"):
-        pair[0].generate(**inputs, **RUN, guard=agla(beta=0.0))
-
-
-def test_a_template_of_text_alone_asks_for_the_question():
-    model, processor = guard(*any_families.make("internvl"), agla())
-    processor.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}"
-    made = processor(images=tiny.picture(1), text="<IMG_CONTEXT>\nIs there a dog?", return_tensors="pt")
-    with pytest.raises(TextError, match="does not read messages in parts"):
-        model.generate(**made, **RUN)
-    stated = processor(
-        images=tiny.picture(1), text="<IMG_CONTEXT>\nIs there a dog?", guard_text="a dog", return_tensors="pt"
-    )
-    assert model.generate(**stated, **RUN).shape[0] == 1
-
-
-def test_check_is_one_of_three():
-    with pytest.raises(KnobError, match="'always', 'unknown' or 'never'"):
-        guard(*any_families.make("internvl"), agla(), check="sometimes")
-
-
-# --- what the proof is for
-
-
-def blind(monkeypatch):
-    """A branch keeps the call's own picture."""
-    plain = Reader.opened
-    monkeypatch.setattr(Reader, "opened", lambda self, branch, call, *rest: plain(
-        self, dataclasses.replace(branch, pixels=lambda call: dict(call.tensors)), call, *rest
-    ))  # fmt: skip
-
-
-def without(*names):
-    def control(monkeypatch):
-        """A branch's calls lack some of generate()'s arguments."""
-        plain = Reader.read
-
-        def read(self, prepared, *rest):
-            left = {key: value for key, value in prepared.arguments.items() if key not in names}
-            return plain(self, prepared._replace(arguments=left), *rest)
-
-        monkeypatch.setattr(Reader, "read", read)
-
-    return control
-
-
-@pytest.mark.parametrize(
-    ("name", "control"),
-    [
-        ("internvl", blind), ("qwen3_vl", blind), ("gemma3", blind), ("paligemma", without("attention_mask")),
-        ("qwen3_vl", without("position_ids")), ("paligemma", without("token_type_ids")),
-    ],
-)  # fmt: skip
-def test_the_proof_catches_a_branch_that_lacks_something(name, control, monkeypatch):
-    model, processor = any_families.make(name)
-    family = Family.of(model, processor)
-    assert trial.self_check(family, model, processor).error < 1e-6
-    control(monkeypatch)
-    with pytest.raises(UnsupportedModelError, match=r"are off by|fails inside the model"):
-        trial.self_check(family, model, processor)
-
-
-def test_rows_that_forget_a_state_are_not_offered(monkeypatch):
-    model, processor = any_families.make("qwen3_5")
-    plain = rows.states
-    monkeypatch.setattr(
-        rows, "states", lambda layer: (s for s in plain(layer) if s[0] is vars(layer))
-    )  # keys and values alone: no dict of states
-    found = trial.self_check(Family.of(model, processor), model, processor)
-    assert not found.stacks
-    model, processor = guard(model, processor, agla(), check="always")
-    monkeypatch.undo()
-    out = model.generate(
-        **inputs_of((model, processor)), **RUN, guard_execution="batched", return_dict_in_generate=True
-    )
-    assert out.guard.execution == "lazy"
-    assert any("not proven to stack" in note for note in out.guard.notes)
-
-
-def test_tokens_that_show_other_places_than_the_map_says_are_found_out(monkeypatch):
-    model, processor = any_families.make("internvl")
-    assert trial.self_check(Family.of(model, processor), model, processor).hides
-    plain = trial.token_relevance
-    monkeypatch.setattr(trial, "token_relevance", lambda *these: [found.flip(0) for found in plain(*these)])
-    found = trial.self_check(Family.of(model, processor), model, processor)
-    assert not found.hides
-    assert "of its image tokens show what their place" in found.why["hides"]
-
-
-def test_a_branch_that_hides_too_little_is_found_out(monkeypatch):
-    model, processor = any_families.make("qwen3_vl")
-    plain = Hidden.__init__
-    monkeypatch.setattr(Hidden, "__init__", lambda self, hides, *rest: plain(self, torch.zeros_like(hides), *rest))
-    found = trial.self_check(Family.of(model, processor), model, processor)
-    assert not found.hides
-    assert "off by" in found.why["hides"]
-
-
-@pytest.mark.parametrize("name", ["paligemma", "qwen3_5"])
-def test_focus_is_refused_with_what_was_found_where_hiding_is_not_proven(name):
-    model, processor = guard(*any_families.make(name), methods.Focus(matcher=Brightness()))
-    found = proofs.table()[model.config.model_type]["proof"]
-    assert not found["hides"]
-    with pytest.raises(UnsupportedModelError) as raised:
-        model.generate(**inputs_of((model, processor)), **RUN)
-    assert found["why"]["hides"] in str(raised.value)
-    assert "Use 'agla'" in str(raised.value)
-
-
-def test_a_proof_that_offers_less_says_why():
-    for kind, told in proofs.table().items():
-        if "proof" in told:
-            lacking = {what for what in ("stacks", "alone", "crops", "hides") if not told["proof"][what]}
-            assert lacking == set(told["proof"]["why"]), kind
-            if "methods" in told:  # asked of every method, one by one
-                assert ("focus" in told["methods"]) == told["proof"]["hides"], kind
-                assert not set(told["methods"]) & told["without"].keys(), kind
-
-
-def test_a_proof_is_kept_by_class_configuration_type_and_kernel(monkeypatch, tmp_path):
-    monkeypatch.setenv("LVLM_GUARD_CACHE", str(tmp_path))
-    monkeypatch.setattr(proofs, "table", dict)
-    checked = []
-    plain = trial.self_check
-    monkeypatch.setattr(trial, "self_check", lambda *these: checked.append(1) or plain(*these))
-    pair = any_families.make("internvl")
-    guard(*pair, agla())
-    assert len(checked) == 1
-    assert len(list(tmp_path.rglob("*.json"))) == 1
-    guard(*any_families.make("internvl"), agla())
-    assert len(checked) == 1
-    guard(*any_families.make("internvl", attention="eager"), agla())
-    assert len(checked) == 2
-    guard(*any_families.make("internvl", dtype=torch.float64), agla())
-    assert len(checked) == 3
-    guard(*any_families.make("internvl"), agla(), check="always")
-    assert len(checked) == 4
-    model, _ = guard(*any_families.make("internvl"), agla(), check="never")
-    assert len(checked) == 4
-    assert not model._lvlm_guard.family.proof.stacks

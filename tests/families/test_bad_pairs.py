@@ -6,16 +6,10 @@ import any_families
 import pytest
 import tiny
 import torch
-from matchers import Brightness
+from family_asking import RUN, agla, inputs_of
 
-from lvlm_guard import guard, methods
+from lvlm_guard import guard
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError, UnsupportedModelError
-
-RUN = {"max_new_tokens": 3, "do_sample": False}
-
-
-def agla():
-    return methods.AGLA(matcher=Brightness(), beta=0.0)
 
 
 def test_a_configuration_that_names_another_image_token_is_refused():
@@ -50,16 +44,21 @@ def test_a_processor_of_another_class_is_tried_though_the_table_knows_the_model(
         guard(model, processor, agla())
 
 
-WITHOUT_TEXT = "{% for m in messages %}<|im_start|>user\n<IMG_CONTEXT>\nHello.<|im_end|>\n{% endfor %}"
-
-
-def test_a_template_that_leaves_the_text_out_asks_for_the_question():
-    model, processor = any_families.make("internvl")
-    processor.chat_template = WITHOUT_TEXT
-    guard(model, processor, agla())
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for m in messages %}<|im_start|>user\n<IMG_CONTEXT>\nHello.<|im_end|>\n{% endfor %}",
+         r"the question is not known. Give guard_text="),
+        ("{% for m in messages %}<|im_start|>{{ m['content'] }}{% endfor %}", "does not read messages in parts"),
+    ],
+    ids=["no text", "text alone"],
+)  # fmt: skip
+def test_a_template_that_does_not_write_the_question_asks_for_it(template, told):
+    model, processor = guard(*any_families.make("internvl"), agla())
+    processor.chat_template = template
     prompt = "<IMG_CONTEXT>\nIs there a dog?"
     made = processor(images=tiny.picture(1), text=prompt, return_tensors="pt")
-    with pytest.raises(TextError, match=r"the question is not known. Give guard_text="):
+    with pytest.raises(TextError, match=told):
         model.generate(**made, **RUN)
     stated = processor(images=tiny.picture(1), text=prompt, guard_text="a dog", return_tensors="pt")
     assert model.generate(**stated, **RUN, return_dict_in_generate=True).guard.local_forwards
@@ -129,3 +128,24 @@ def test_a_picture_that_the_processor_can_not_read_names_its_size():
     _, processor = guard(*tiny.make("qwen2_5_vl"), agla())
     with pytest.raises(ImageError, match="pictures of 4000x1 pixels"):
         processor(images=tiny.picture(1, 4000, 1), text=tiny.prompt(processor, "What?"), return_tensors="pt")
+
+
+def test_a_model_that_does_not_look_is_refused():
+    model, processor = any_families.make("internvl")
+    for weight in model.model.multi_modal_projector.parameters():
+        weight.zero_()
+    with pytest.raises(UnsupportedModelError, match="nothing to guard"):
+        guard(model, processor, agla(), check="always")
+
+
+def test_a_processor_without_pictures_is_refused():
+    model, processor = any_families.make("internvl")
+    with pytest.raises(UnsupportedModelError, match="the processor reads no pictures"):
+        guard(model, processor.tokenizer, agla())
+
+
+def test_a_second_view_of_another_layout_is_refused():
+    pair = guard(*any_families.make("qwen3_vl"), agla())
+    inputs = inputs_of(pair, guard_images=[tiny.picture(1, 48, 96), tiny.picture(2, 56, 56)])
+    with pytest.raises(UnsupportedCallError, match="lays the second view out otherwise"):
+        pair[0].generate(**inputs, **RUN, guard=agla(beta=0.0))
