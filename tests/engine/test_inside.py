@@ -275,9 +275,7 @@ def test_what_cannot_be_steered_is_refused(pair):
         pair[0].generate(**inputs, **RUN, guard=made("dola", candidates=(40,)))
 
 
-@pytest.mark.parametrize(
-    ("name", "knobs"), [("deco", {}), ("revisit", {}), ("vista", {}), ("revis", {"layer": -1})], ids=str
-)
+@pytest.mark.parametrize(("name", "knobs"), [("deco", {}), ("revisit", {}), ("vista", {}), ("revis", {"layer": -1})])
 def test_layers_of_several_streams_are_refused_by_who_reads_or_moves_them(pair, name, knobs):
     """Hyper-connections, such as Qwen4Exp's, hand several states a token from layer to layer."""
     twice = (
