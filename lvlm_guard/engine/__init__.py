@@ -8,8 +8,8 @@ What methods are made of can be imported from here. `knobs` says how their field
 
 - `assembly`: the algebra, on tensors alone. The server imports it too.
 - `method`: what a method is: its branches, when they matter, how their logits are assembled.
-- `call`: what one `generate()` call is about: its questions and image tensors; `pixels`: those picture by picture.
-- `pictures`: what a guarded processor hands to generate().
+- `call`: what one `generate()` call is about: its questions and image tensors.
+- `pictures`: what a guarded processor hands to generate(), and image tensors picture by picture.
 - `rows`: N branches as blocks of rows of one forward and one cache (`batched`).
 - `steering`: layers read or edited inside a model call; `attention`: their attention.
 - `hiding`: a branch that reads the model's own cache without some of the picture.

@@ -27,15 +27,18 @@ class Hidden:
     """Which columns of whole rows [R, T] a branch reads, and which of those from the global cache.
 
     Args:
-        hides: prompt positions that are taken out, [R, prompt] bool.
-        pictures: prompt positions that hold a picture's tokens, [R, prompt] bool. What stands before a row's last one
-            is never read again.
+        hides: prompt positions that are taken out, [R, prompt] bool; or [B, prompt] of requests, each of R / B rows.
+        pictures: prompt positions that hold a picture's tokens, likewise. What stands before a row's last one is never
+            read again.
         seen: prompt positions that are no padding, [R, prompt] bool.
 
     Raises `UnsupportedCallError` where a prompt ends with its picture, so that there is nothing to read again.
     """
 
     def __init__(self, hides: Tensor, pictures: Tensor, seen: Tensor) -> None:
+        hides, pictures = (
+            each.to(seen.device).repeat_interleave(len(seen) // len(each), 0) for each in (hides, pictures)
+        )
         self.prompt = hides.shape[1]
         column = torch.arange(self.prompt, device=hides.device)
         ends = (pictures * (column + 1)).amax(-1)

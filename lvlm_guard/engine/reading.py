@@ -68,7 +68,9 @@ class Reader:
         expand = len(prepared.ids) // len(requests)
         rows = [request for request in requests for _ in range(expand)]
         if branch.hides is not None:
-            hidden = self._hidden(branch.hides(call), call, prepared)
+            mask = prepared.arguments.get(blocks.MASK)
+            seen = (torch.ones_like(prepared.ids) if mask is None else mask)[:, : self.prompt.shape[1]].bool()
+            hidden = Hidden(branch.hides(call), call.image_positions, seen)
             return Reading(self, branch, {}, hidden.first, rows, hidden.read, hidden)
         model: Any = call.model
         if branch.prompt is None:
@@ -98,14 +100,6 @@ class Reader:
             return Reading(self, branch, dict(found) | encoded, self._first, rows)
         part = functools.partial(_answered, ids, found.pop(blocks.MASK), self.prompt.shape[1])
         return Reading(self, branch, dict(found) | encoded, ids.shape[1], rows, part)
-
-    def _hidden(self, hides: Tensor, call: Call, prepared: Prepared) -> Hidden:
-        mask = prepared.arguments.get(blocks.MASK)
-        seen = (torch.ones_like(prepared.ids) if mask is None else mask).bool()
-        hides, pictures = (
-            each.to(seen.device).repeat_interleave(len(seen) // len(each), 0) for each in (hides, call.image_positions)
-        )
-        return Hidden(hides, pictures, seen[:, : hides.shape[1]])
 
     def new_cache(self) -> Any:
         """Return an empty cache for a branch."""

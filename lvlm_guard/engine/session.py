@@ -256,36 +256,28 @@ class Session:
         Returns their last `needed` logits, [R / needed, needed, V] each, and for which rows they ran (None: all).
         The first time, where few requests want them, only those are matched, encoded and read, and nothing is kept:
         yes/no answers have one undecided token, their first, and mostly few rows of a batch have it. Where a later
-        token is the first undecided one, more follow.
+        token is the first undecided one, more follow. The other rows are decided: their own logits stand in.
         """
-        first, self._idle = self._idle and prepared.ids.shape[1] - self.prompt.shape[1] < EARLY, False
+        rows, ids = len(prepared.ids), prepared.ids
+        call, requests, chosen = self.call, list(range(len(self.prompt))), None
+        first, self._idle = self._idle and ids.shape[1] - self.prompt.shape[1] < EARLY, False
         if first:
-            requests = sorted({step.request[row] for row in wanted.nonzero().flatten().tolist()})
-            if FEW * len(requests) <= len(self.prompt) and (part := self.call.only(requests)) is not None:
-                return self._for_few(prepared, step, part, requests, needed)
-        if not self.readings:
-            everyone = list(range(len(self.prompt)))
-            self.readings = [self._reader.opened(branch, self.call, everyone, prepared) for branch in self.branches]
-        others = [reading.caught_up(prepared, needed) for reading in self.readings]
-        if self._joins and prepared.ids.shape[1] + 1 < self._longest:
+            few = sorted({step.request[row] for row in wanted.nonzero().flatten().tolist()})
+            if FEW * len(few) <= len(self.prompt) and (part := self.call.only(few)) is not None:
+                call, requests, own = part, few, self._requests(rows)
+                chosen = torch.tensor([row for row in range(rows) if own[row] in few], device=ids.device)
+                prepared = Prepared(ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
+        readings = self.readings or [self._reader.opened(one, call, requests, prepared) for one in self.branches]
+        others = [reading.caught_up(prepared, needed, chosen) for reading in readings]
+        if chosen is not None:
+            raw = step.raw.view(rows, needed, -1)
+            chosen = chosen.to(raw.device)
+            ran = torch.zeros(rows, dtype=torch.bool, device=raw.device).index_fill(0, chosen, True)
+            return tuple(raw.index_copy(0, chosen, each.to(raw)) for each in others), ran.repeat_interleave(needed)
+        self.readings = readings
+        if self._joins and ids.shape[1] + 1 < self._longest:
             self._join()
         return tuple(others), None
-
-    def _for_few(
-        self, prepared: Prepared, step: Step, part: Call, requests: list[int], needed: int
-    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Run the branches for some requests; the other rows are decided, so that their own logits stand in."""
-        rows, expand = len(prepared.ids), len(prepared.ids) // len(self.prompt)
-        chosen = torch.tensor([r * expand + k for r in requests for k in range(expand)], device=prepared.ids.device)
-        few = Prepared(prepared.ids[chosen], blocks.only_rows(prepared.arguments, chosen, rows))
-        others = []
-        for branch in self.branches:
-            logits = self._reader.opened(branch, part, requests, few).caught_up(few, needed, chosen)
-            whole = step.raw.view(rows, needed, -1).clone()
-            whole[chosen] = logits.to(whole.dtype)
-            others.append(whole)
-        ran = torch.zeros(rows, dtype=torch.bool, device=chosen.device).index_fill(0, chosen, True)
-        return tuple(others), ran.repeat_interleave(needed)
 
     def _join(self) -> None:
         """Stack the lagging branches, which have just caught up, onto the global cache: batched from here on."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import count, repeat
-from typing import Any
+from typing import Any, Self
 
 from PIL import Image
 
@@ -23,7 +23,7 @@ from lvlm_guard.images import any_picture
 
 STATE = "_lvlm_guard"
 
-_TOLD: ContextVar[dict[str, Any] | None] = ContextVar("lvlm_guard_told", default=None)
+_TOLD: ContextVar[tuple[list[str] | None, Any]] = ContextVar("lvlm_guard_told", default=(None, None))
 """`guard_text` and `guard_images` of the call of apply_chat_template() that a processor's call is within."""
 
 
@@ -35,10 +35,8 @@ class Rendered(str):
 
     question: str
 
-    @classmethod
-    def of(cls, prompt: str, question: str) -> Rendered:
-        """Return a prompt with its question."""
-        made = cls(prompt)
+    def __new__(cls, prompt: str, question: str = "") -> Self:
+        made = super().__new__(cls, prompt)
         made.question = question
         return made
 
@@ -53,8 +51,7 @@ class ProcessorGuard:
 
     def turn(self, processor: Any) -> Turn:
         """Return what the processor's prompts have around a question, read once."""
-        if self._turn is None:
-            self._turn = Turn.of(processor, self.plain, self.family.image_token(processor))
+        self._turn = self._turn or Turn.of(processor, self.plain, self.family.image_token(processor))
         return self._turn
 
 
@@ -92,9 +89,8 @@ def guarded_class(base: type[Any]) -> type[Any]:
                     "painted. Pass PIL pictures, and leave do_rescale out."
                 )
             state: ProcessorGuard = getattr(self, STATE)
-            told = _TOLD.get() or {}
-            stated = told.get("guard_text") if guard_text is None else guard_text
-            given = told.get("guard_images") if guard_images is None else guard_images
+            told = zip((guard_text, guard_images), _TOLD.get(), strict=True)
+            stated, given = (outer if own is None else own for own, outer in told)
             prompts = [text] if isinstance(text, str) else list(text)
             rows = state.family.nest([any_picture(image) for image in flat(images)], prompts, self)
             if stated is None:
@@ -132,15 +128,15 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 questions = [getattr(self, STATE).turn(self).asked(talk) for talk in talks]
             else:
                 questions = _each(guard_text, len(talks), "conversations")
-            token = _TOLD.set({"guard_text": questions, "guard_images": guard_images})
+            token = _TOLD.set((questions, guard_images))
             try:
                 made = super().apply_chat_template(conversation, *args, **kwargs)
             finally:
                 _TOLD.reset(token)
             if isinstance(made, str):
-                return Rendered.of(made, questions[0])
+                return Rendered(made, questions[0])
             if isinstance(made, list) and made and isinstance(made[0], str):
-                return [Rendered.of(prompt, question) for prompt, question in zip(made, questions, strict=True)]
+                return [Rendered(prompt, question) for prompt, question in zip(made, questions, strict=True)]
             return made
 
     return Guarded

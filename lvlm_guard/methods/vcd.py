@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lvlm_guard.engine import Branch, Call, Contrast, choice, limited, plausibility, weight
-from lvlm_guard.engine.pixels import noise, units
+from lvlm_guard.engine.pictures import noise, units
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
 SCHEDULE = 1000  # diffusion steps of the noise schedule

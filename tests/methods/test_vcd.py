@@ -6,7 +6,7 @@ import torch
 
 from lvlm_guard import guard, methods
 from lvlm_guard.engine.call import Call
-from lvlm_guard.engine.pixels import units
+from lvlm_guard.engine.pictures import units
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import KnobError
 from lvlm_guard.methods.vcd import kept_share
