@@ -1,4 +1,4 @@
-"""The pictures and questions behind a batch of inputs, which the guarded processor hands to generate(); their pixels."""
+"""The pictures and questions behind a batch of inputs, which the guarded processor hands on; and their pixels."""
 
 from __future__ import annotations
 
