@@ -129,13 +129,13 @@ def stack(
         rows: R.
         holes: for each other branch the columns of the cache that it can't see, [R, columns] bool, or None.
     """
-    ids, holed = inputs["input_ids"], any(hole is not None for hole in holes)
-    stacked = only_rows(inputs, torch.arange(rows, device=ids.device).repeat(1 + len(views)), rows)
-    if holed and stacked.get(MASK) is None:  # generate() left it out, because no token is padding
-        length = inputs[CACHE].get_seq_length() + ids.shape[1]
-        stacked[MASK] = ids.new_ones(len(stacked["input_ids"]), length)
-    for key in inputs.keys() & {key for view in views for key in view}:
-        if isinstance(value := inputs[key], Tensor):
+    stacked = only_rows(inputs, 1 + len(views), rows)
+    if stacked.get(MASK) is None and any(hole is not None for hole in holes):
+        # generate() left it out, because no token is padding
+        length = inputs[CACHE].get_seq_length() + inputs["input_ids"].shape[1]
+        stacked[MASK] = inputs["input_ids"].new_ones(len(stacked["input_ids"]), length)
+    for key, value in inputs.items():
+        if isinstance(value, Tensor) and any(key in view for view in views):
             stacked[key] = torch.cat([value, *(view[key].to(value.device, value.dtype) for view in views)])
     masks: Any = stacked.get(MASK)
     for block, hole in enumerate(holes, start=1):
@@ -185,8 +185,8 @@ def deltas_kept(model: Any) -> Iterator[None]:
             module.rope_deltas = deltas
 
 
-def only_rows(arguments: Mapping[str, Any], chosen: Tensor, rows: int) -> dict[str, Any]:
-    """Return arguments of R rows for some of the rows, or for each of them several times."""
+def only_rows(arguments: Mapping[str, Any], chosen: Tensor | int, rows: int) -> dict[str, Any]:
+    """Return arguments of R rows for some of the rows, or for all of them so many times."""
     found = dict(arguments)
     for key, value in arguments.items():
         if type(value) is dict:  # masks of a model with several kinds of attention
@@ -195,5 +195,8 @@ def only_rows(arguments: Mapping[str, Any], chosen: Tensor, rows: int) -> dict[s
             # M-RoPE's position ids are [3 or 4, rows, length]; one row of positions serves all by broadcasting
             axis = 1 if key == POSITIONS and value.ndim == 3 else 0
             if value.shape[axis] == rows:
-                found[key] = value.index_select(axis, chosen.to(value.device))
+                if isinstance(chosen, int):
+                    found[key] = torch.cat([value] * chosen, axis)
+                else:
+                    found[key] = value.index_select(axis, chosen.to(value.device))
     return found
