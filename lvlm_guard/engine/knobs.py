@@ -57,15 +57,22 @@ def plausibility(default: float) -> float:
 
 
 def check(method: Any) -> None:
-    """Raise `KnobError` where one of a method's knobs is wrong; a list becomes a tuple, so that methods have a hash."""
-    for field in dataclasses.fields(method):
-        value = getattr(method, field.name)
-        if "check" not in field.metadata or (value is None and field.default is None):
+    """Raise `KnobError` where one of a method's knobs is wrong; a list becomes a tuple, so that methods have a hash.
+
+    A field that a subclass declares again, with another default, is checked as its base's.
+    """
+    bases = [vars(base).get("__dataclass_fields__", {}) for base in type(method).__mro__]
+    for name in (field.name for field in dataclasses.fields(method)):
+        declared = [fields[name] for fields in bases if name in fields]
+        right = next((field.metadata["check"] for field in declared if "check" in field.metadata), None)
+        if right is None:
             continue
+        value = getattr(method, name)
         if isinstance(value, list):
             value = tuple(value)
-            object.__setattr__(method, field.name, value)
-        field.metadata["check"](value, field.name)
+            object.__setattr__(method, name, value)
+        if value is not None or all(field.default is not None for field in declared):
+            right(value, name)
 
 
 def check_weight(value: float, name: str) -> None:

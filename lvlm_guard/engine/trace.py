@@ -137,7 +137,7 @@ class _Record:
 class Recorder:
     """Keeps each step by what it depends on, (request, answer so far), so beams and drafts need no bookkeeping.
 
-    An answer so far goes by its hash: T tokens take T entries.
+    An answer so far goes by its hash, made of the hash of what it was a token before: T tokens take T entries.
     """
 
     def __init__(self, names: list[str], keep: bool = True) -> None:
@@ -145,6 +145,7 @@ class Recorder:
         self.keep = keep  # the steps themselves, or only after which beginnings one was assembled
         self._records: list[_Record] = []
         self._where: dict[tuple[int, int], tuple[int, int]] = {}  # request and beginning -> record and row
+        self._last: dict[tuple[int, int], tuple[list[int], int]] = {}  # row and request -> what it began with last
 
     def add(
         self,
@@ -156,7 +157,14 @@ class Recorder:
     ) -> None:
         """Keep a step of R rows; `ran` [R] tells for which of them the branches ran, where not for all."""
         for row, request in enumerate(step.request):
-            self._where[request, hash(tuple(step.prefix(row)))] = len(self._records), row
+            prefix = step.prefix(row)
+            before, known = self._last.get((row, request), ([], 0))
+            if prefix[: len(before)] != before:  # another beam's
+                before, known = [], 0
+            for token in prefix[len(before) :]:
+                known = hash((known, token))
+            self._last[row, request] = prefix, known
+            self._where[request, known] = len(self._records), row
         if not self.keep or decided is None:
             return
         kept = assembled.topk(min(KEPT, assembled.shape[-1]), -1).indices
@@ -176,12 +184,13 @@ class Recorder:
 
     def chosen(self, answer: list[int], request: int) -> list[tuple[int, int]]:
         """Return the record and row that each token was chosen by; shorter than the answer where one has none."""
-        found = []
-        for length in range(len(answer)):
-            place = self._where.get((request, hash(tuple(answer[:length]))))
+        found, known = [], 0
+        for token in answer:
+            place = self._where.get((request, known))
             if place is None:
                 break
             found.append(place)
+            known = hash((known, token))
         return found
 
     def read(self, answers: list[list[int]], per_request: int) -> list[list[TokenTrace]]:

@@ -48,7 +48,11 @@ class VCD(Contrast):
     cost: ClassVar[str] = "a second branch at undecided steps"
     alpha: float = weight(1.0)
     beta: float = plausibility(0.1)
-    noise_step: int = limited(500, f"a whole number from 0 to {SCHEDULE - 1}", lambda step: step in range(SCHEDULE))
+    noise_step: int = limited(
+        500,
+        f"a whole number from 0 to {SCHEDULE - 1}",
+        lambda step: isinstance(step, int) and step in range(SCHEDULE),
+    )
     seed: int = 0
     mode: Literal["paper", "official"] = choice("paper", "official")
 
