@@ -86,7 +86,9 @@ def test_padding_tiles_of_llava_next_stay_empty():
     assert (view[~empty] != 0).any()
 
 
-@pytest.mark.parametrize("knobs", [{"noise_step": 1000}, {"noise_step": -1}, {"noise_step": 1.5}, {"noise_step": 500.0}, {"mode": "x"}])
+@pytest.mark.parametrize(
+    "knobs", [{"noise_step": 1000}, {"noise_step": -1}, {"noise_step": 1.5}, {"noise_step": 500.0}, {"mode": "x"}]
+)
 def test_knobs_out_of_range_raise(knobs):
     with pytest.raises(KnobError):
         methods.VCD(**knobs)
