@@ -56,9 +56,8 @@ def load_image(
     Raises:
         ImageError: there is no such file, it is no picture, it is corrupt, empty or too large.
     """
-    if isinstance(source, Image.Image) or hasattr(source, "__array__"):
-        image = source if isinstance(source, Image.Image) else from_array(source)
-        return as_rgb(image, max_pixels=max_pixels)
+    if isinstance(source, Image.Image):
+        return as_rgb(source, max_pixels=max_pixels)
     file: Any = source
     if isinstance(source, str | os.PathLike):
         name, file = os.fspath(source), _existing(source)
@@ -66,6 +65,8 @@ def load_image(
         name, file = "the bytes given", io.BytesIO(source)
     elif callable(getattr(source, "read", None)):
         name = str(getattr(source, "name", "the open file"))
+    elif hasattr(source, "__array__"):  # behind the others: NumPy's texts and bytes have it too
+        return as_rgb(from_array(source), max_pixels=max_pixels)
     else:
         raise ImageError(
             f"A {type(source).__name__} is no picture. Give a path, an open binary file, the bytes of a picture file, "

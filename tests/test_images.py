@@ -97,6 +97,14 @@ def test_every_mode_becomes_the_same_picture_in_rgb(quarters: Image.Image, mode:
     assert notes(out) == []
 
 
+def test_places_and_bytes_out_of_an_array_are_read_as_such(quarters: Image.Image, tmp_path: Path) -> None:
+    quarters.save(tmp_path / "p.png")
+    place, held = np.array([str(tmp_path / "p.png")])[0], np.bytes_((tmp_path / "p.png").read_bytes())
+    assert isinstance(place, np.str_)
+    for source in (place, held):
+        assert (np.asarray(load_image(source)) == np.asarray(quarters)).all()
+
+
 def test_a_cmyk_jpeg_keeps_its_colours(quarters: Image.Image, tmp_path: Path) -> None:
     quarters.convert("CMYK").save(tmp_path / "p.jpg", quality=100, subsampling=0)
     assert np.abs(np.asarray(load_image(tmp_path / "p.jpg")).astype(int) - np.asarray(quarters)).max() <= 6
