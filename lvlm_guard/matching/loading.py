@@ -108,10 +108,12 @@ def shared(kind: str, place: str, device: torch.device, dtype: torch.dtype | Non
     """Return the one matcher of a registered kind that a folder, a hub id or an "embedded..." stands for."""
     if place == "embedded":
         place = _embedded()
-    elif place == _EMBEDDED + kind and not Path(place).is_dir():
+    if Path(place).is_dir():
+        place = str(Path(place).resolve())  # which a CLIP's version holds: it must not tell where a process stands
+    elif place == _EMBEDDED + kind:
         place = "embedded"
-    key = kind, str(Path(place).resolve()) if Path(place).is_dir() else place, device, dtype or torch.float32
-    how = {"dtype": dtype} if kind == "blip-itm" else {}
+    how = {"dtype": dtype or torch.float32} if kind == "blip-itm" else {}
+    key = kind, place, device, *how.values()
     return _shared(REGISTRY, key, lambda: REGISTRY.get(kind).from_pretrained(place, device=device, **how))
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 from PIL import Image
 
+from lvlm_guard.adapters.loading import TINY
 from lvlm_guard.adapters.matchers import caption_of, object_of, objects_in
 from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
 from lvlm_guard.adapters.retrieval.folder import Memory, untuned
 from lvlm_guard.errors import TextError, UnsupportedCallError
+from lvlm_guard.matching import load_matcher
 from lvlm_guard.matching.relevance import heat_map
 from lvlm_guard.matching.vocabulary import Vocabulary
 from lvlm_guard.verify.check import verify
@@ -24,6 +28,15 @@ def matcher(request: pytest.FixtureRequest) -> ClipMatcher:
     found: ClipMatcher = request.getfixturevalue(request.param)
     found.forget()
     return found
+
+
+def test_a_folder_has_one_version_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copytree(TINY, tmp_path / "mine")
+    (tmp_path / "latest").symlink_to("mine")
+    monkeypatch.chdir(tmp_path)
+    here = load_matcher("latest")
+    assert here.version == ClipMatcher.from_pretrained(tmp_path / "mine").version
+    assert load_matcher(tmp_path / "mine", dtype=torch.bfloat16) is here  # which a BLIP alone can be loaded in
 
 
 @pytest.mark.parametrize("layers", [1, 3, 9])
