@@ -148,7 +148,8 @@ class DetectorMatcher(Matcher):
 
     def objects(self, image: Image.Image, at: float = 0.5, among: Vocabulary | None = None) -> list[str]:
         """Return the objects that a picture holds with a probability of `at` or more; None: among all known by name."""
-        names = self.names if among is None else [name for name in among.names if self.open or name in self.known]
+        listed = self.names if among is None else dict.fromkeys(among.names)
+        names = [name for name in listed if self.open or name in self.known]
         (seen,) = self.boxes([image], [names])
         return sorted(name for name in names if self.probability(seen, name) >= at)
 
@@ -238,8 +239,8 @@ class DetectorMatcher(Matcher):
 
 
 def checked(found: Tensor) -> Tensor:
-    """Return numbers as float32 on the CPU; raises `LogitsError` where they hold NaN or infinity (-inf is none)."""
-    if not bool((found.isfinite() | found.isneginf()).all()):
+    """Return numbers as float32 on the CPU; raises `LogitsError` where they hold NaN or infinity."""
+    if not bool(found.isfinite().all()):
         raise LogitsError("The detector's scores hold NaN: its weights overflow. Load it in float32.")
     return found.float().cpu()
 

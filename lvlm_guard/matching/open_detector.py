@@ -103,7 +103,8 @@ class OpenDetector(DetectorMatcher):
         for phrases in (*lists, *((name,) for name in names if name not in self.known)):
             text = "".join(f"{phrase}. " for phrase in phrases).strip()
             out = self._run(self.processor(images=image, text=text, return_tensors="pt"))
-            pieces = checked(out.logits[0]).sigmoid()  # of what is no piece the logits are minus infinity
+            logits = out.logits[0]  # of what is no piece minus infinity
+            pieces = checked(logits.clamp(min=torch.finfo(logits.dtype).min)).sigmoid()
             corners = corners_of(out.pred_boxes[0])
             start, offsets = 0, self.processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
             for phrase in phrases:

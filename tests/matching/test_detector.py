@@ -8,8 +8,8 @@ import tiny
 import tiny_detectors
 import torch
 
-from lvlm_guard.errors import UnsupportedModelError
-from lvlm_guard.matching import load_matcher
+from lvlm_guard.errors import LogitsError, UnsupportedModelError
+from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.matching.asking import Asked, asked, object_of
 from lvlm_guard.matching.combined import Combined
 from lvlm_guard.matching.detector import DetectorMatcher, best
@@ -144,6 +144,20 @@ def test_suppression_is_greedy_over_better_boxes():
     kept = best(torch.tensor([0.9, 0.8, 0.7, 0.6]), corners)
     assert (kept.scores == torch.tensor([0.9, 0.7, 0.6])).all()
     assert torch.equal(kept.boxes, corners[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["score", "box"])
+def test_weights_that_overflow_are_refused(number, where):
+    score, side = (number, 0.5) if where == "score" else (0.0, number)
+    model = Constructed([[score] * 3], [[0.5, 0.5, side, 0.5]])
+    with pytest.raises(LogitsError, match="Load it in float32"):
+        DetectorMatcher(model, lambda **_: Pixels(pixel_values=torch.zeros(1))).support(tiny.picture(1), ["a dog"])
+
+
+def test_an_object_that_is_listed_twice_is_found_once():
+    matcher, _ = constructed(TWO_DOGS, [LEFT, RIGHT, NEAR], platt=[1.0, 0.0])
+    assert matcher.objects(tiny.picture(1), among=Vocabulary.of(("dog", "unicorn", "dog, puppy"))) == ["dog"]
 
 
 def test_labels_that_name_nothing_are_refused():
