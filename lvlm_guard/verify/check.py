@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
 from lvlm_guard.errors import KnobError
-from lvlm_guard.matching import Matcher, Vocabulary, load_matcher
-from lvlm_guard.matching.vocabulary import TEMPLATE, Objects, claim_about
+from lvlm_guard.matching.vocabulary import TEMPLATE, Objects, Vocabulary, claim_about
 from lvlm_guard.verify.verdict import Thresholds, Verdict, absolute, against_swaps
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from lvlm_guard.engine.call import Call
     from lvlm_guard.engine.method import Method
+    from lvlm_guard.matching import Matcher
 
 SWAPS = 8
 """Objects that a mentioned one stands against."""
@@ -189,6 +189,8 @@ class Verifier:
 
     def judge(self, method: Method, model: Any) -> Matcher:
         """Return the matcher that judges a guarded model's answers; raises `WeightsError` where it can't be had."""
+        from lvlm_guard.matching import load_matcher
+
         asked = self.matcher if self.matcher is not None else getattr(method, "matcher", None)
         return load_matcher(asked, model=model)
 

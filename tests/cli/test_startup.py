@@ -28,6 +28,7 @@ def loaded_by(code: str) -> set[str]:
         "import lvlm_guard",
         "import lvlm_guard; lvlm_guard.methods.REGISTRY.names()",
         "import lvlm_guard.cli",
+        "from lvlm_guard.verify import mentions",
         "from lvlm_guard.cli import main\ntry: main(['generate', '--help'])\nexcept SystemExit: pass",
         "from lvlm_guard.cli import main\ntry: main(['--version'])\nexcept SystemExit: pass",
     ],
