@@ -15,7 +15,6 @@ if __name__ != "lvlm_guard.adapters":
 import sys
 from importlib import import_module
 from importlib.abc import MetaPathFinder
-from importlib.machinery import PathFinder
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,13 +27,20 @@ class _WithPeft(MetaPathFinder):
     """Registers our tuner behind the import of peft."""
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        spec = PathFinder.find_spec(fullname, path) if fullname == "peft" else None
+        if fullname != "peft":
+            return None
+        others = [other for other in sys.meta_path if other is not self and hasattr(other, "find_spec")]
+        spec = next(filter(None, (other.find_spec(fullname, path, target) for other in others)), None)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
             def run_both(module: Any) -> None:
                 run(module)
-                import_module(TUNER)
+                try:
+                    import_module(TUNER)
+                except RuntimeError:  # a deadlock, where another thread is at that already, and waits for peft
+                    if TUNER not in sys.modules:
+                        raise
 
             spec.loader.exec_module = run_both  # type: ignore[method-assign]
         return spec
