@@ -13,7 +13,7 @@ from PIL import Image
 from typer import Option
 
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.cli.options import Dtype, Model
+from lvlm_guard.cli.options import PLACE, Dtype, Model
 from lvlm_guard.cli.settings import EMBEDDED
 from lvlm_guard.images import load_image
 from lvlm_guard.matching.vocabulary import WORD, Vocabulary
@@ -34,7 +34,7 @@ OTHER = (
 )
 """Prompts that training does not see; where the guard leaves them alone, the tuned model should too."""
 
-_IMAGES = Option(help="Folder of pictures; no labels. [default: scenes of the embedded world]", metavar="FOLDER")
+_IMAGES = Option(help="Folder of pictures; no labels. [default: scenes of the embedded world]", **PLACE)
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from typer import Option
 
-from lvlm_guard.cli.options import Device, Dtype, Execution, Model
+from lvlm_guard.cli.options import PLACE, Device, Dtype, Execution, Model
 from lvlm_guard.cli.settings import COMMAS
 from lvlm_guard.cli.settings import EMBEDDED as EMBEDDED
 from lvlm_guard.evals.spec.items import Split
@@ -19,9 +18,6 @@ opope, mme_hallucination, amber, amber_captions, dash_b, mmhal, or one of lmms-e
 QUESTIONS = "Questions: POPE's files or folder, DASH-B's, ...; a list to caption. Repeatable."
 ADAPTER = """A PEFT adapter of the model: its plain answers stand beside the methods. Several of one NAME are its \
 seeds. Repeatable."""
-
-
-PLACE: dict[str, Any] = {"parser": lambda text: str(Path(text)) if text else "", "metavar": "PATH"}
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperGroup
 from typer.main import get_command
 
 from lvlm_guard import __version__
-from lvlm_guard.cli.console import reporting
+from lvlm_guard.cli.console import reporting, usage
 from lvlm_guard.errors import GuardError
 from lvlm_guard.registry import Registry
 
@@ -43,6 +44,11 @@ class Group(TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command, None where there is none of this name."""
         names = self.list_commands(ctx)
+        if cmd_name not in names and set(COMMANDS.names()) <= {*CORE}:
+            raise usage(
+                f"There is no {cmd_name!r} here: commands are entry points, and none is installed, as where lvlm-guard "
+                "runs from its sources alone or was installed before it had any. Install it: pip install -e ."
+            )
         if cmd_name not in names:
             self.commands = dict.fromkeys(names, self)  # typer suggests from its keys
             return None
@@ -52,16 +58,21 @@ class Group(TyperGroup):
 def command_of(name: str, brief: bool = False) -> Any:
     """Return a registered command as typer runs it, "train.distill" for one of a group; in brief without options."""
     try:
-        found = COMMANDS.get(name)
-    except Exception as error:  # another package's module may fail in any way; the list must still print
-        found = _broken(f"{COMMANDS.where(name)} can't be loaded: {type(error).__name__}: {error}")
-    if not isinstance(found, typer.Typer):
-        function = _broken(found.__doc__) if brief else reporting(found)
-        found = typer.Typer(add_completion=False, **LOOK)
-        found.command()(function)
-    command = get_command(found)
+        command = _made(COMMANDS.get(name), brief)
+    except (Exception, SystemExit) as error:  # another package's may fail in any way; the list must still print
+        command = _made(_broken(f"{COMMANDS.where(name)} can't be loaded: {type(error).__name__}: {error}"), False)
     command.name = name.rpartition(".")[2]
     return command
+
+
+def _made(found: Any, brief: bool) -> Any:
+    if not isinstance(found, typer.Typer):
+        if not callable(found):
+            raise TypeError(f"{found!r} is no function")
+        function = _described(found.__doc__) if brief else reporting(found)
+        found = typer.Typer(add_completion=False, **LOOK)
+        found.command()(function)
+    return get_command(found)
 
 
 def _path(ctx: Any) -> str:
@@ -80,11 +91,19 @@ def group(about: str) -> typer.Typer:
     return made
 
 
+def _described(about: str | None) -> Callable[[], None]:
+    def described() -> None:
+        pass
+
+    described.__doc__ = about
+    return described
+
+
 def _broken(why: str) -> Callable[[], None]:
     def broken() -> None:
         raise GuardError(f"{why}. Update or uninstall the package that it is from.")
 
-    broken.__doc__ = why
+    broken.__doc__ = escape(why)
     return broken
 
 

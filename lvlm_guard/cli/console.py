@@ -8,11 +8,12 @@ import logging
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
 import typer
@@ -83,6 +84,10 @@ def _explain(error: Exception) -> int:
             "bfloat16, a smaller picture, fewer --max-new-tokens, or --device cpu."
         )
         return FAILED
+    if isinstance(error, ModuleNotFoundError) and (extra := _extra_of(package := (error.name or "").split(".")[0])):
+        told = f"This needs {package}, which is not installed: pip install 'lvlm-guard[{extra}]'."
+        console.print(f"[bold red]Missing extra:[/] {escape(told)}")
+        return FAILED
     if isinstance(error, OSError):
         console.print(f"[bold red]The system refused:[/] {escape(str(error))}. Check the path and the free space.")
         return FAILED
@@ -91,6 +96,16 @@ def _explain(error: Exception) -> int:
         "package below it. LVLM_GUARD_DEBUG=1 shows where; please report it with that output."
     )
     return FAILED
+
+
+def _extra_of(package: str) -> str | None:
+    """Return the first of our extras that brings a package, None where none does."""
+    try:
+        needs = (requires("lvlm-guard") or []) if package else []
+    except PackageNotFoundError:  # it runs from its sources alone
+        return None
+    brought = re.compile(rf"{package.replace('_', '[-_.]')}\b(?![-_.]).*extra == [\"'](.+)[\"']", re.IGNORECASE)
+    return next((found[1] for need in needs if (found := brought.match(need))), None)
 
 
 def _title(error: GuardError) -> str:

@@ -233,13 +233,13 @@ def _sweep(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[Any,
     for text in texts:
         knob = ""
         for piece in text.split(","):
-            name, equals, value = piece.rpartition("=")
-            knob = name.strip() if equals else knob
+            name, equals, value = piece.partition("=")
+            knob, value = (name.strip(), value) if equals else (knob, piece)
             if not knob:
                 raise usage(f"--sweep {text!r}: write NAME=VALUE,VALUE, such as alpha=0.5,1,2.")
             values.setdefault(knob, []).append(value.strip())
-    methods = [name for name in methods if name in REGISTRY.names()]
-    known = {knob: default for method in reversed(methods) for knob, default in defaults_of(method).items()}
+    single = [name for name in methods if name in REGISTRY.names()]
+    known = {knob: default for method in reversed(single) for knob, default in defaults_of(method).items()}
     for knob in values:
         if knob not in known:
             raise usage(f"--sweep {knob}: none of --methods {','.join(methods)} has this knob.")

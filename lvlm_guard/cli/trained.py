@@ -30,7 +30,7 @@ def _configured(context: typer.Context, path: Path | None) -> Path | None:
         return None
     import yaml
 
-    known = {name.lstrip("-"): option.name for option in context.command.params for name in option.opts}
+    known = {name.lstrip("-"): option for option in context.command.params for name in option.opts}
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         if not isinstance(given, dict):
@@ -40,8 +40,16 @@ def _configured(context: typer.Context, path: Path | None) -> Path | None:
     for name in given:
         if name not in known:
             raise usage(f"--config {path}: there is no option {name!r}. Options: {', '.join(known)}.")
-    context.default_map = {**(context.default_map or {}), **{known[name]: value for name, value in given.items()}}
+    values = {known[name].name: _listed(known[name], value) for name, value in given.items()}
+    context.default_map = {**(context.default_map or {}), **values}
     return path
+
+
+def _listed(option: Any, value: Any) -> Any:
+    """Return a file's value as the command line gives it: a list for an option that is repeated, else one text."""
+    if getattr(option, "multiple", False):
+        return value if value is None or isinstance(value, list) else [value]
+    return ",".join(map(str, value)) if isinstance(value, list) else value
 
 
 _CONFIG = "YAML file of options, by their long names."

@@ -30,13 +30,24 @@ def package(tmp_path: Path) -> dict[str, str]:
         'def greet(name: Annotated[str, typer.Option(help="Whom.")] = "you") -> None:\n'
         '    """Say hello."""\n'
         '    print("hello", name)\n'
+        'def unread(name: "Missing" = 1) -> None:\n'
+        '    """Say what its types are."""\n'
+        "NUMBER = 3\n"
     )
     meta = tmp_path / "theirs-1.0.dist-info"
     meta.mkdir()
     (meta / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (meta / "entry_points.txt").write_text(
-        "[lvlm_guard.commands]\ngreet = theirs:greet\ntrain.theirs = theirs:greet\nbroken = theirs_gone:greet\n"
-    )
+    lines = [
+        "[lvlm_guard.commands]",
+        "greet = theirs:greet",
+        "train.theirs = theirs:greet",
+        "broken = theirs_gone:greet",
+        "quitting = theirs_quits:greet",
+        "nothing = theirs:NUMBER",
+        "unread = theirs:unread",
+    ]
+    (meta / "entry_points.txt").write_text("\n".join(lines))
+    (tmp_path / "theirs_quits.py").write_text("import sys\nsys.exit('theirs needs [a GPU]')\n")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path, "COLUMNS": "200", "TERM": "dumb"}
 
@@ -57,9 +68,39 @@ def test_one_that_cannot_be_loaded_says_so_and_leaves_the_others_alone(package: 
     assert shown.returncode == 0
     assert "theirs_gone:greet can't be loaded" in shown.stdout
     assert "Say hello." in shown.stdout
-    tried = lvlm_guard(package, "broken")
+    assert "SystemExit: theirs needs [a GPU]" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("broken", "No module named 'theirs_gone'"),
+        ("quitting", "theirs needs [a GPU]"),
+        ("nothing", "3 is no function"),
+        ("unread", "name 'Missing' is not defined"),
+    ],
+)
+def test_one_that_cannot_be_run_says_why(package: dict[str, str], name: str, why: str) -> None:
+    tried = lvlm_guard(package, name)
     assert tried.returncode == 1
-    assert "No module named 'theirs_gone'" in tried.stderr
+    assert why in tried.stderr
+    assert "Update or uninstall" in tried.stderr
+    assert "Traceback" not in tried.stderr
+
+
+def test_shells_complete_beside_commands_that_cannot_be_read(package: dict[str, str]) -> None:
+    asked = {"_LVLM_GUARD_COMPLETE": "complete_bash", "COMP_WORDS": "lvlm-guard ", "COMP_CWORD": "1"}
+    told = lvlm_guard(package | asked).stdout.split()
+    assert {"generate", "greet", "unread", "train"} <= {*told}
+
+
+def test_where_the_package_is_not_installed_a_rooms_command_says_so() -> None:
+    code = "from lvlm_guard.cli import app; app.COMMANDS._found = {}; app.app(['eval', 'run'])"
+    environment = {**os.environ, "COLUMNS": "400", "TERM": "dumb"}
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert tried.returncode == 2
+    assert "entry points" in tried.stderr
+    assert "pip install" in tried.stderr
 
 
 def test_a_command_that_is_not_there_is_wrong_usage(package: dict[str, str]) -> None:

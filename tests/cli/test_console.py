@@ -102,6 +102,34 @@ def test_knobs_are_read_as_the_type_of_their_default() -> None:
     assert method_of("vcd", ["seed=3"]).seed == 3
 
 
+LACKING = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Without())
+from lvlm_guard.cli import main
+main({arguments!r})
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "package", "extra"),
+    [(["eval", "check", "."], "pyarrow", "eval"), (["bench", "--server", "http://x"], "prometheus_client", "check")],
+)
+def test_a_package_that_is_not_installed_is_named_with_its_extra(
+    arguments: list[str], package: str, extra: str
+) -> None:
+    code = LACKING.format(package=package, arguments=arguments)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert (
+        f"Missing extra: This needs {package}, which is not installed: pip install 'lvlm-guard[{extra}]'" in ran.stderr
+    )
+    assert "fault of lvlm-guard" not in ran.stderr
+
+
 @pytest.mark.slow
 def test_ctrl_c_stops_a_long_run_with_a_word_and_code_130() -> None:
     process = subprocess.Popen(

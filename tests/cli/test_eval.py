@@ -85,6 +85,7 @@ def test_run_is_not_shared_out_by_torchrun(run: Run, tmp_path: Path, monkeypatch
         (("--knob", "pai.alpha=1"), 2, "none of --methods"),
         (("--sweep", "alpha=1,2"), 1, "validation split"),
         (("--sweep", "gamma=1,2", "--split", "val"), 2, "none of --methods"),
+        (("--methods", "all", "--sweep", "gamma=1", "--split", "val"), 2, "none of --methods all has this knob"),
         (("--sweep", "1,2", "--split", "val"), 2, "NAME=VALUE"),
         (("--sweep", "alpha=1,x", "--split", "val"), 2, "alpha is 'x'"),
         (("--tasks", "pope", "--questions", "/none.json", "--images", "."), 1, "/none.json"),

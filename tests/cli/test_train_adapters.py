@@ -2,12 +2,17 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 from lvlm_guard.adapters import load_adapter
 from lvlm_guard.adapters.data.world import captions, facts
+from lvlm_guard.cli.console import reporting
+from lvlm_guard.cli.trained import Training
 
 PARTS = {"train": 16, "val": 10, "test": 10}
 SMALL = ("--steps", 2, "--batch", 4, "--measure-every", 2)
@@ -168,6 +173,22 @@ def test_options_come_from_a_file_and_the_command_line_goes_before_it(run, value
     refused = run("train", "ranker", "--config", config, "--out", tmp_path / "o")
     assert refused.code == 2
     assert "no option 'stepz'" in refused.err
+
+
+@pytest.mark.parametrize("seeds", ["'3,5'", "[3, 5]"])
+@pytest.mark.parametrize("column", ["image=file", "[image=file]"])
+def test_lists_of_a_file_are_written_as_yamls_own_too(tmp_path, seeds, column):
+    got = []
+
+    def train(training: Training) -> None:
+        got.append((training.seeds, training.column, training.images, training.batch))
+
+    config = tmp_path / "run.yaml"
+    config.write_text(f"seed: {seeds}\ncolumn: {column}\nimages: photos\nbatch: null\n")
+    app = typer.Typer()
+    app.command()(reporting(train))
+    done = CliRunner().invoke(app, ["--config", str(config)])
+    assert (done.exit_code, got) == (0, [((3, 5), ("image=file",), Path("photos"), 32)]), done.output
 
 
 @pytest.mark.slow

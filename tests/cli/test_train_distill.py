@@ -8,8 +8,12 @@ import time
 import peft
 import pytest
 import torch
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
+from lvlm_guard.adapters.distill.lessons import Lessons
+from lvlm_guard.cli.console import reporting
 from lvlm_guard.embedded.world import CAPTION_PROMPT, scenes
 from lvlm_guard.pretrained import ask, load_model, spoken
 
@@ -121,6 +125,16 @@ def test_pictures_that_cannot_be_read_stop_the_run_on_request(run, photos, tmp_p
     ran = run("train", "distill", "--images", photos, "--out", tmp_path / "out", *SMALL, "--corrupt", "refuse")
     assert ran.code == 1
     assert "3.png" in ran.err
+
+
+@pytest.mark.parametrize("path", ["photos", "photos/", "./photos"])
+def test_a_folder_is_the_same_lesson_however_its_path_is_written(path):
+    def teach(lessons: Lessons) -> None:
+        assert lessons == Lessons(images="photos")
+
+    app = typer.Typer()
+    app.command()(reporting(teach))
+    assert CliRunner().invoke(app, ["--images", path]).exit_code == 0
 
 
 def killed_once(command, there):
