@@ -60,7 +60,10 @@ def command_of(name: str, brief: bool = False) -> Any:
     try:
         command = _made(COMMANDS.get(name), brief)
     except (Exception, SystemExit) as error:  # another package's may fail in any way; the list must still print
-        command = _made(_broken(f"{COMMANDS.where(name)} can't be loaded: {type(error).__name__}: {error}"), False)
+        told = f"{COMMANDS.where(name)} can't be loaded: {type(error).__name__}: {error}"
+        found = typer.Typer(add_completion=False, **LOOK)
+        found.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(_broken(told))
+        command = get_command(found)
     command.name = name.rpartition(".")[2]
     return command
 
@@ -104,7 +107,7 @@ def _broken(why: str) -> Callable[[], None]:
         raise GuardError(f"{why}. Update or uninstall the package that it is from.")
 
     broken.__doc__ = escape(why)
-    return broken
+    return reporting(broken)
 
 
 evaluation = group(

@@ -81,7 +81,7 @@ def test_one_that_cannot_be_loaded_says_so_and_leaves_the_others_alone(package: 
     ],
 )
 def test_one_that_cannot_be_run_says_why(package: dict[str, str], name: str, why: str) -> None:
-    tried = lvlm_guard(package, name)
+    tried = lvlm_guard(package, name, "--name", "me")
     assert tried.returncode == 1
     assert why in tried.stderr
     assert "Update or uninstall" in tried.stderr
