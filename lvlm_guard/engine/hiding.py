@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
+from transformers.cache_utils import StaticLayer
 
 from lvlm_guard.engine import rows as blocks
 from lvlm_guard.errors import UnsupportedCallError
@@ -122,7 +123,10 @@ def shareable(cache: Any, longest: int) -> str | None:
     for layer in cache.layers:
         if type(layer) not in blocks.PLAIN:
             return f"a {type(layer).__name__} keeps more than the keys and values of single tokens"
-        window = getattr(layer, "sliding_window", None) if getattr(layer, "is_sliding", False) else None
-        if window is not None and longest >= window:
+        if not getattr(layer, "is_sliding", False):
+            continue
+        static = isinstance(layer, StaticLayer)  # it has room for its window, or for all but the last token
+        window = layer.max_cache_len if static else getattr(layer, "sliding_window", None)
+        if window is not None and (longest - 1 > window if static else longest >= window):
             return f"its sliding window of {window} tokens lets go of some that the branch needs"
     return None

@@ -213,8 +213,9 @@ def test_what_can_not_be_focused_is_refused_with_what_to_do():
     model, processor = guard(*made("gemma3"), focus())
     inputs = processor(images=[[tiny.picture(1)]], text=[model._lvlm_guard.family.asked(processor, "What?", 1)],
                        return_tensors="pt").to(torch.float64)  # fmt: skip
-    with pytest.raises(UnsupportedCallError, match="its sliding window of 12 tokens"):
-        model.generate(**inputs, max_new_tokens=2)
+    for cache in (None, "static"):
+        with pytest.raises(UnsupportedCallError, match="its sliding window of 12 tokens"):
+            model.generate(**inputs, max_new_tokens=2, cache_implementation=cache)
     pair = guard(*tiny.make("llava"), focus())
     with pytest.raises(UnsupportedCallError, match="Leave guard_images out"):
         pair[0].generate(**ask(pair, ("What?", 1), guard_images=Image.new("RGB", (40, 40))), max_new_tokens=2)
