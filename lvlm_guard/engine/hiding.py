@@ -125,8 +125,10 @@ def shareable(cache: Any, longest: int) -> str | None:
             return f"a {type(layer).__name__} keeps more than the keys and values of single tokens"
         if not getattr(layer, "is_sliding", False):
             continue
-        static = isinstance(layer, StaticLayer)  # it has room for its window, or for all but the last token
-        window = layer.max_cache_len if static else getattr(layer, "sliding_window", None)
-        if window is not None and (longest - 1 > window if static else longest >= window):
+        window = getattr(layer, "sliding_window", None)
+        lost = window is not None and longest >= window
+        if isinstance(layer, StaticLayer):  # it has room for its window, or for all but the last token
+            window, lost = layer.max_cache_len, longest - 1 > layer.max_cache_len
+        if lost:
             return f"its sliding window of {window} tokens lets go of some that the branch needs"
     return None
