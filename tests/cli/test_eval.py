@@ -186,3 +186,9 @@ def test_a_reproduced_cell_prints_what_was_measured(run: Run, tmp_path: Path) ->
     assert made.code == 0
     assert "CHAIR, embedded: measured" in made.out
     assert "Nothing published is set beside it" in " ".join(made.out.split())
+
+
+def test_a_swept_value_may_hold_an_equals_sign():
+    from lvlm_guard.cli.eval_run import _sweep
+
+    assert _sweep(["matcher=a=b,c", "alpha=1,2"], ["agla"]) == {"matcher": ("a=b", "c"), "alpha": (1.0, 2.0)}
