@@ -19,7 +19,7 @@ from lvlm_guard.cli.console import reporting, usage
 from lvlm_guard.errors import GuardError
 from lvlm_guard.registry import Registry
 
-CORE = ("generate", "mask", "batch", "bench", "doctor", "methods", "calibrate")
+CORE = ("demo", "generate", "mask", "batch", "bench", "doctor", "methods", "calibrate")
 COMMANDS = Registry("command", "lvlm_guard.commands", {name: f"lvlm_guard.cli.{name}:{name}" for name in CORE})
 LOOK: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
 """Of every group."""
