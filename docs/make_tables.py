@@ -202,9 +202,13 @@ def bench_table(result: dict[str, Any]) -> str:
             local = found[method, execution, task, batch, "local_forwards"]["value"]
             steps = found[method, execution, task, batch, "global_forwards"]["value"]
             token = found[method, execution, task, batch, "token_time_ratio"]["value"]
+            asked, read = (
+                found[method, execution, task, batch, name]["value"] for name in ("matcher_share", "reading_share")
+            )
             cells.append(
                 f"**{ratio['value']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}], a token {token:.2f}; "
-                f"{local:.1f} more forwards beside {steps:.1f}, {masks:.1f} second pictures"
+                f"{local:.1f} more forwards beside {steps:.1f}, {masks:.1f} second pictures; "
+                f"{asked:.0%} in the matcher, {read:.0%} reading anew"
             )
         lines.append(f"| {method} | {execution} | " + " | ".join(cells) + " |")
     lines += ["", f"`lvlm-guard bench --threads 1` on {machine(result['environment'])}."]

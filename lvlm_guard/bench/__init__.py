@@ -13,12 +13,14 @@ How it is measured:
 - The plain arm is plain: model and processor without a guard. Each guarded one has copies that share the weights and
   are guarded once, as a user's are. `time_ratio` is of `generate()`, `token_time_ratio` of its time a new token (a
   method that says more takes longer), `request_ratio` counts the processor too.
-- Counts of forwards and masks come from untimed calls of the same kind: a timed call keeps no trace.
+- Counts of forwards and masks come from other calls of the same kind: a timed call keeps no trace. So do the shares of
+  a guarded call's time that go to the matcher (`matcher_share`), and to what other branches read by themselves: the
+  second picture, the prompt, what they have skipped (`reading_share`). Both are work that a method asks for.
 
 - `workloads`: what is asked: captions and yes/no questions, of the embedded world or of a folder's pictures.
 - `shapes`: random models of real proportions (`--shape 1b`).
 - `measure`: `Bench`, the arms and their order.
 - `peers`: another package's methods beside ours (`--peers`).
 - `server`: a running server's names, by vLLM's own benchmark (`--server`).
-- `intervals`, `memory`: the arithmetic, and the peak of memory.
+- `intervals`, `memory`, `clock`: the arithmetic, the peak of memory, and where time goes.
 """

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from lvlm_guard.bench.clock import clocked
 from lvlm_guard.bench.intervals import Interval, figure, median_interval, median_ratio
 from lvlm_guard.bench.memory import peak_meter
 from lvlm_guard.bench.peers import peer
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from lvlm_guard.engine.session import Execution
 
 COUNTED = ("global_forwards", "local_forwards", "local_tokens", "masks")
+SHARES = ("matcher_share", "reading_share")
+ASKED = ("__call__", "support", "support_pairs", "similarity")
+"""A matcher's methods whose time is told."""
 COUNTED_CALLS = 96  # most untimed calls of which these are the means
 Row = dict[str, Any]
 Times = NDArray[Any]  # [..., 3]: seconds of generate(), those with the processor, new tokens
@@ -166,7 +170,7 @@ class Bench:
         calls = self.blocks * workload.calls
         execution = arm.execution if arm.method is not None else "peer" if arm.peer else "plain"
         for metric, interval in found.items():
-            n = min(calls, COUNTED_CALLS) if metric in COUNTED else calls * workload.batch
+            n = min(calls, COUNTED_CALLS) if metric in (*COUNTED, *SHARES) else calls * workload.batch
             head = {"model": self.name, "method": arm.name, "task": workload.task}
             yield head | figure(metric, interval) | {"n": n, "batch": workload.batch, "execution": execution}
 
@@ -207,16 +211,33 @@ class Bench:
         return end - ready, end - began, self._tokens(sequences, inputs["input_ids"].shape[1])
 
     def _counts(self, workload: Workload, arm: Arm) -> dict[str, Interval]:
-        """Return the mean counts of a call, from untimed calls."""
+        """Return the mean counts of a call, and which shares of its time go where, from calls of their own."""
+        from lvlm_guard.engine.reading import Reader, Reading
+        from lvlm_guard.matching import load_matcher
+
         model, processor = self._pair(arm)
-        calls = min(self.blocks * workload.calls, COUNTED_CALLS)
+        calls, spent = min(self.blocks * workload.calls, COUNTED_CALLS), 0.0
         sums = dict.fromkeys(COUNTED, 0)
-        for call in range(calls):
-            inputs = self._inputs(processor, workload.pictures(call), workload.prompts(call))
-            asked = {"max_new_tokens": workload.new_tokens, "do_sample": False, "return_dict_in_generate": True}
-            guarded = model.generate(**inputs, **asked).guard
-            sums = {name: total + getattr(guarded, name) for name, total in sums.items()}
-        return {name: (total / calls, None, None) for name, total in sums.items()}
+        method: Any = arm.method
+        asks = hasattr(method, "matcher")
+        kind = type(load_matcher(method.matcher, model=self.model)) if asks else object
+        with clocked(kind, ASKED if asks else (), self._now) as matcher:
+
+            def beside() -> float:
+                return self._now() - matcher.seconds
+
+            with clocked(Reader, ("opened",), beside) as opened, clocked(Reading, ("caught_up",), beside) as read:
+                for call in range(calls):
+                    pictures = [stamped(picture, next(self._numbers)) for picture in workload.pictures(call)]
+                    inputs = self._inputs(processor, pictures, workload.prompts(call))
+                    asked = {"max_new_tokens": workload.new_tokens, "do_sample": False, "return_dict_in_generate": True}
+                    began = self._now()
+                    guarded = model.generate(**inputs, **asked).guard
+                    spent += self._now() - began
+                    sums = {name: total + getattr(guarded, name) for name, total in sums.items()}
+        shares = {"matcher_share": matcher.seconds / spent, "reading_share": (opened.seconds + read.seconds) / spent}
+        means = {name: total / calls for name, total in sums.items()}
+        return {name: (value, None, None) for name, value in (means | shares).items()}
 
     def _peak(self, workload: Workload, arm: Arm) -> float:
         """Return the process's peak memory (the device's on CUDA) over one call, in MiB."""

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from lvlm_guard import methods
+from lvlm_guard.bench.clock import clocked
 from lvlm_guard.bench.measure import Arm, Bench, arms_of, stamped, turning
 from lvlm_guard.bench.workloads import folder_pictures, made_pictures, picture_workloads, world_workloads
 from lvlm_guard.errors import ImageError, KnobError
@@ -142,6 +143,56 @@ def test_counts_are_those_of_the_traces(measured: tuple[Bench, list[dict[str, An
     assert found["question", "agla", "auto", "masks"] < 0.8
     assert found["question", "agla", "auto", "local_forwards"] <= found["question", "agla", "auto", "global_forwards"]
     assert found["question", "vote", "auto", "local_forwards"] == 0
+
+
+def test_where_the_time_goes_is_told_by_shares_of_a_call(measured: tuple[Bench, list[dict[str, Any]]]) -> None:
+    _, rows = measured
+    share = {
+        (r["task"], r["method"], r["execution"], r["metric"].removesuffix("_share")): r["value"]
+        for r in rows
+        if r["metric"].endswith("_share")
+    }
+    arms = {key[:3] for key in share}
+    assert len(arms) == 6
+    for arm in arms:
+        assert 0 < share[*arm, "matcher"] + share[*arm, "reading"] < 1
+    # every batched call pays for a mask and a second reading, few lazy ones of questions do
+    for part in ("matcher", "reading"):
+        assert share["question", "agla", "batched", part] > share["question", "agla", "auto", part]
+    assert share["caption", "vote", "auto", "reading"] == 0 < share["caption", "vote", "auto", "matcher"]
+
+
+class _Base:
+    def asked(self, of: int) -> int:
+        return self.all(of) + 1
+
+    def all(self, of: int) -> int:
+        _Base.time += of
+        return of
+
+    time = 0.0
+
+
+class _Own(_Base):
+    def all(self, of: int) -> int:
+        if of < 0:
+            raise ValueError("below 0")
+        return super().all(of)
+
+
+def test_a_clock_adds_outermost_calls_and_leaves_the_class_as_it_was() -> None:
+    before = dict(vars(_Own))
+    with clocked(_Own, ("asked", "all", "absent"), lambda: _Base.time) as clock:
+        assert _Own().asked(3) == 4  # which calls the other
+        assert _Own().all(2) == 2
+        with pytest.raises(ValueError, match="below"):
+            _Own().all(-1)
+        assert _Base().all(5) == 5  # another class's
+        assert _Own().all(1) == 1
+    assert clock.seconds == 6
+    assert dict(vars(_Own)) == before
+    _Own().all(9)
+    assert clock.seconds == 6
 
 
 def test_each_arm_has_a_pair_of_its_own_that_shares_the_weights_and_the_plain_one_stays_plain(
