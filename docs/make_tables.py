@@ -187,6 +187,9 @@ def validation_table(result: dict[str, Any], methods: str, more: str) -> str:
     return "\n".join(lines)
 
 
+PARTS = ("matcher_share", "reading_share")
+
+
 def bench_table(result: dict[str, Any]) -> str:
     """Return the table of costs: medians of guarded over plain time, the mask counted."""
     found = {(r["method"], r["execution"], r["task"], r["batch"], r["metric"]): r for r in result["rows"]}
@@ -211,7 +214,21 @@ def bench_table(result: dict[str, Any]) -> str:
                 f"{asked:.0%} in the matcher, {read:.0%} reading anew"
             )
         lines.append(f"| {method} | {execution} | " + " | ".join(cells) + " |")
-    lines += ["", f"`lvlm-guard bench --threads 1` on {machine(result['environment'])}."]
+    least = {
+        name: [
+            1
+            + found[name, way, *of, "time_ratio"]["value"] * sum(found[name, way, *of, part]["value"] for part in PARTS)
+            for of in work
+        ]
+        for name, way in dict.fromkeys(key[:2] for key in ratios)
+        if way == "auto"
+    }
+    told = ", ".join(f"{name} {' / '.join(f'{each:.2f}' for each in costs)}" for name, costs in least.items())
+    lines += [
+        "",
+        f"`lvlm-guard bench --threads 1` on {machine(result['environment'])}. Of `auto`, the matcher and the reading "
+        f"anew alone would cost: {told}.",
+    ]
     return "\n".join(lines)
 
 
