@@ -152,6 +152,14 @@ class OpenAIEndpoint:
         finally:
             self.fault = None
 
+    def forget(self) -> None:
+        """Begin `seen` anew, once what a client has sent and then given up has come in as well."""
+        count = -1
+        while self.at_once or count != len(self.seen):
+            count = len(self.seen)
+            time.sleep(0.2)
+        self.seen = []
+
     def listing(self, path: str, authorization: str) -> Reply:
         if self._denied(authorization):
             return _error(401, "invalid api key")

@@ -77,7 +77,7 @@ def test_a_run_that_a_server_ends_keeps_its_answers_and_goes_on_to_the_same_end(
     kept = sum(line["failed"] is None for line in lines)
     assert kept >= 5
     assert not (tmp_path / "answers.parquet").exists()
-    served.seen = []
+    served.forget()
     assert rows(go(served, tmp_path)) == unbroken
     assert len(served.seen) == 3 + len(unbroken) - kept, "what was kept is not asked again"
 
@@ -90,7 +90,7 @@ def test_one_bad_request_is_one_row_that_failed_and_is_asked_again_by_the_same_c
     assert re.search("answered 400: .*out of order", row["failed"])
     assert row["text"] == ""
     assert len(rows(folder)) == len(unbroken)
-    served.seen = []
+    served.forget()
     assert rows(go(served, tmp_path)) == unbroken
     assert len(served.seen) == 3 + 1, "beside the small pictures, what failed alone"
 
