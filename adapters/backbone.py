@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from lvlm_guard.adapters.loading import TINY
+from lvlm_guard.embedded import EMBEDDED as EMBEDDED  # it names the tiny CLIP too, whose folder differs by machine
 from lvlm_guard.errors import TextError, UnsupportedModelError, WeightsError
 from lvlm_guard.images import as_rgb, squash
 from lvlm_guard.weights import how_to_fetch, read
@@ -127,9 +128,6 @@ def masked(pixels: Tensor, salience: Tensor, share: float) -> Tensor:
     side = round(salience.shape[1] ** 0.5)
     return pixels * interpolate(kept.view(-1, 1, side, side), pixels.shape[-2:]).to(pixels)
 
-
-EMBEDDED = "embedded"
-"""Names the tiny CLIP of this package, whose folder differs by machine."""
 
 Frame = Literal["squashed"]
 """How a picture of any shape becomes a square: the whole of it, its aspect ratio not kept."""

@@ -205,9 +205,7 @@ def bench_table(result: dict[str, Any]) -> str:
             local = found[method, execution, task, batch, "local_forwards"]["value"]
             steps = found[method, execution, task, batch, "global_forwards"]["value"]
             token = found[method, execution, task, batch, "token_time_ratio"]["value"]
-            asked, read = (
-                found[method, execution, task, batch, name]["value"] for name in ("matcher_share", "reading_share")
-            )
+            asked, read = (found[method, execution, task, batch, name]["value"] for name in PARTS)
             cells.append(
                 f"**{ratio['value']:.2f}** [{ratio['low']:.2f}, {ratio['high']:.2f}], a token {token:.2f}; "
                 f"{local:.1f} more forwards beside {steps:.1f}, {masks:.1f} second pictures; "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lvlm_guard import embedded
+from lvlm_guard.embedded import EMBEDDED as EMBEDDED
 from lvlm_guard.errors import KnobError, MissingExtraError, TextError, UnsupportedModelError, WeightsError
 from lvlm_guard.families.family import Family
 from lvlm_guard.weights import how_to_fetch, read
@@ -18,7 +19,6 @@ from lvlm_guard.weights import how_to_fetch, read
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-EMBEDDED = "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

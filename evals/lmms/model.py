@@ -29,6 +29,7 @@ from lvlm_guard.evals.infer.record import environment, weights_of
 from lvlm_guard.evals.lmms.arguments import code_name, parse, read
 from lvlm_guard.evals.lmms.requests import Request, read_requests
 from lvlm_guard.evals.spec.items import EvalTask, Said
+from lvlm_guard.files import plain
 from lvlm_guard.progress import progress
 from lvlm_guard.weights import weights_digest
 
@@ -162,7 +163,7 @@ class LvlmGuard(lmms):  # type: ignore[misc]  # lmms-eval has no types
         decides |= {"settings": settings.to_dict() | {"device": self.device.type}, "matcher": self._prepared.matcher}
         decides |= {"weights": weights_digest(weights_of(settings)), "environment": environment() | {"commit": None}}
         decides |= {"loaded": getattr(model.config, "_commit_hash", None)}
-        return Store(Path(self.arguments.store), json.loads(json.dumps(decides, default=str)), self.rank)
+        return Store(Path(self.arguments.store), plain(decides), self.rank)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Raise NotImplementedError: a guard changes how answers are generated, not how given ones are weighed."""

@@ -92,10 +92,12 @@ def arms_of(methods: Sequence[Method], executions: Sequence[Execution]) -> list[
     Raises:
         KnobError: no such execution.
     """
+    from lvlm_guard.engine.session import EXECUTIONS
+
     arms = [Arm("greedy")]
     for method in methods:
         for execution in executions:
-            if execution not in ("auto", "lazy", "batched"):
+            if execution not in EXECUTIONS:
                 raise KnobError(f"execution is {execution!r}: give 'auto', 'lazy' or 'batched'.")
             alone = not method.branches()
             if execution != "auto" and (alone or execution not in method.executions):

@@ -72,6 +72,10 @@ class Load:
     tokens: int = 64
     requests: int = 8
 
+    def asked(self, at_once: int) -> int:
+        """Return how many requests one run sends."""
+        return max(self.requests, 2 * at_once)
+
     def options(self, arm: Arm, at_once: int, seed: int) -> list[str]:
         """Return the options of `vllm bench serve` for one run."""
         said = {
@@ -81,7 +85,7 @@ class Load:
             "random-mm-limit-mm-per-prompt": '{"image": 1}', "random-mm-num-mm-items-range-ratio": 0,
             "random-mm-bucket-config": f"{{({self.side}, {self.side}, 1): 1.0}}",
             "random-input-len": self.words, "random-output-len": self.tokens,
-            "num-prompts": max(self.requests, 2 * at_once), "max-concurrency": at_once,
+            "num-prompts": self.asked(at_once), "max-concurrency": at_once,
             "percentile-metrics": "ttft", "metric-percentiles": "95",
         }  # fmt: skip
         return ["--disable-tqdm", *(word for name, value in said.items() for word in (f"--{name}", str(value)))]
@@ -175,7 +179,7 @@ def rows(records: Sequence[Record]) -> list[Record]:
 def _run(arm: Arm, load: Load, at_once: int, block: int) -> Record:
     before = answered(arm) if arm.server == "guarded" else 0.0
     said = _benchmark(load.options(arm, at_once, seed=block + 1))
-    wanted = max(load.requests, 2 * at_once)
+    wanted = load.asked(at_once)
     if said["completed"] != wanted:
         raise GuardError(f"{wanted - said['completed']} of {wanted} requests to {arm.name!r} at {arm.url} failed.")
     if arm.server == "guarded" and answered(arm) - before < wanted:

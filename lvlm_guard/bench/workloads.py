@@ -52,14 +52,14 @@ def picture_workloads(
     Raises:
         ImageError: there is no picture.
     """
+    from lvlm_guard.embedded.text import article
     from lvlm_guard.embedded.world import CLASSES
 
     if not pictures:
         raise ImageError("There is no picture to measure with: give --images a folder with picture files.")
 
     def asked(call: int) -> str:
-        noun = CLASSES[(7 * call) % len(CLASSES)]
-        return QUESTION.format(noun=("an " if noun[0] in "aeiou" else "a ") + noun)
+        return QUESTION.format(noun=article(CLASSES[(7 * call) % len(CLASSES)]))
 
     questions = _questions(6, asked, lambda call: pictures[call % len(pictures)])
     return [*(_captions(pictures, CAPTION, batch, 1, new_tokens) for batch in batches), questions]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib import import_module
 from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
@@ -26,7 +26,7 @@ from lvlm_guard.cli.console import (
     say,
     usage,
 )
-from lvlm_guard.cli.options import Device, Dtype, Json, Model, method_of
+from lvlm_guard.cli.options import Device, Dtype, Json, Model, Way, method_of
 from lvlm_guard.cli.settings import COMMAS, EMBEDDED
 from lvlm_guard.errors import GuardError
 from lvlm_guard.progress import progress
@@ -35,7 +35,6 @@ BUSY = 0.5  # other work in cores beyond which the figures are not to be trusted
 ONLY_HERE = {"executions", "batches", "threads", "device", "dtype", "images", "shape", "peers"}
 ONLY_THERE = {"plain_server", "concurrency", "tokenizer", "records"}
 Row = Mapping[str, Any]
-Way = Literal["auto", "lazy", "batched"]
 
 
 class Column(NamedTuple):

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option(help="'embedded' (no download), a folder, or a hub id.", metavar="ID")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")]
-Execution = Annotated[
-    Literal["auto", "lazy", "batched"], typer.Option(help="How the branches are run: the same tokens, another cost.")
-]
+Way = Literal["auto", "lazy", "batched"]
+Execution = Annotated[Way, typer.Option(help="How the branches are run: the same tokens, another cost.")]
 PLACE: dict[str, Any] = {"parser": lambda text: str(Path(text)) if text else "", "metavar": "PATH"}
 """Of an option that is a path and decides a run, however it is written: "photos/" is "photos"."""
 

@@ -28,7 +28,8 @@ from rich.markup import escape
 from typer import BadParameter
 from typer.models import ParameterInfo
 
-EMBEDDED = "embedded"
+from lvlm_guard.embedded import EMBEDDED as EMBEDDED
+
 COMMAS = object()
 
 

@@ -8,7 +8,9 @@ Nothing here knows of methods, and no decoder knows of this world.
 
 from pathlib import Path
 
+EMBEDDED = "embedded"
+"""What a command or a setting says for them, where others have a folder or a hub id."""
 MODEL = Path(__file__).parent / "llava"
 MATCHER = Path(__file__).parent / "blip"
 
-__all__ = ["MATCHER", "MODEL"]
+__all__ = ["EMBEDDED", "MATCHER", "MODEL"]

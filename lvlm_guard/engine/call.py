@@ -144,7 +144,7 @@ class Call:
             raise self._blind(f"it wants {', '.join(missing)}")
         inputs |= self.family.replayed(self.model, inputs, inputs["input_ids"], inputs["attention_mask"])
         found: list[Tensor] = [torch.empty(0)] * len(layers)
-        plain, taps = plain_class(self.model), self.decoder.tapped(layers, found.__setitem__)
+        plain, taps = plain_class(self.model), self.decoder.edited(layers, found.__setitem__)
         with torch.no_grad(), within(self.model, None), deltas_kept(self.model), taps:
             out = plain.__call__(self.model, **inputs, use_cache=False, return_dict=True)
         if any(state.ndim < 2 for state in found):

@@ -227,7 +227,11 @@ class Plausible(Method):
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, nothing can change it."""
-        return step.plausible(self.beta).sum(-1) == 1
+        return self.kept(step).sum(-1) == 1
+
+    def kept(self, step: Step) -> Tensor:
+        """Return the tokens that the constraint keeps, [R, V] bool."""
+        return step.plausible(self.beta)
 
 
 class Constrained(Plausible):
@@ -260,12 +264,8 @@ class Constrained(Plausible):
         """Where one token is plausible, or the branch weighs nothing, its logits can't matter."""
         if self.alpha == 0:
             return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
-        one_left = self.kept(step).sum(-1) == 1
+        one_left = super().decided(step)
         return one_left | (step.t > 1) if self.first_token_only else one_left
-
-    def kept(self, step: Step) -> Tensor:
-        """Return the tokens that the constraint keeps, [R, V] bool."""
-        return step.plausible(self.beta)
 
     def other(self, step: Step, branches: tuple[Tensor, ...] | None, logits: Tensor) -> Tensor:
         """Return the branch's logits, [R, V] in the dtype of `logits`, which stand in where it does not act."""

@@ -129,14 +129,15 @@ def stack(
         rows: R.
         holes: for each other branch the columns of the cache that it can't see, [R, columns] bool, or None.
     """
-    stacked = only_rows(inputs, 1 + len(views), rows)
+    own = {key for key in set().union(*views) & inputs.keys() if isinstance(inputs[key], Tensor)}
+    stacked = only_rows({key: value for key, value in inputs.items() if key not in own}, 1 + len(views), rows)
+    for key in own:
+        value = inputs[key]
+        stacked[key] = torch.cat([value, *(view[key].to(value.device, value.dtype) for view in views)])
     if stacked.get(MASK) is None and any(hole is not None for hole in holes):
         # generate() left it out, because no token is padding
         length = inputs[CACHE].get_seq_length() + inputs["input_ids"].shape[1]
         stacked[MASK] = inputs["input_ids"].new_ones(len(stacked["input_ids"]), length)
-    for key, value in inputs.items():
-        if isinstance(value, Tensor) and any(key in view for view in views):
-            stacked[key] = torch.cat([value, *(view[key].to(value.device, value.dtype) for view in views)])
     masks: Any = stacked.get(MASK)
     for block, hole in enumerate(holes, start=1):
         if hole is not None:

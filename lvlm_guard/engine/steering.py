@@ -150,14 +150,10 @@ class Decoder:
         """Return a layer's attention; raises as `part` does."""
         return self.part(layer, "self_attn", "attention", "attn")
 
-    def tapped(self, layers: Sequence[int], see: Callable[[int, Tensor], None]) -> AbstractContextManager[None]:
-        """Show what layers give, [R, n, D], by their place in the sequence; raises as `edited` does."""
-        return self.edited(layers, see)
-
     def edited(
         self, layers: Sequence[int], change: Callable[[int, Tensor], Tensor | None], passed: Pass | None = None
     ) -> AbstractContextManager[None]:
-        """Change what layers give, as `edited` of modules does.
+        """Change what layers give, [R, n, D], or look at it, by their place in the sequence, as `edited` of modules.
 
         In the call it raises `UnsupportedModelError` where one gives not one state a token, but several streams.
         """
@@ -254,7 +250,7 @@ class Inside:
                 def see(index: int, given: Tensor) -> None:
                     held[layers[index]] = given[:, -n:]
 
-                stack.enter_context(decoder.tapped(layers, see))
+                stack.enter_context(decoder.edited(layers, see))
             if self.method.steers:
                 stack.enter_context(self.method.around(passed))
             yield

@@ -50,7 +50,7 @@ class M3ID(Plausible):
 
     def decided(self, step: Step) -> Tensor:
         """Where the gate is closed, one token is plausible, or the text-only branch weighs nothing."""
-        closed = step.plausible(self.beta).sum(-1) == 1 if self.beta > 0 else torch.zeros_like(step.t, dtype=torch.bool)
+        closed = super().decided(step) if self.beta > 0 else torch.zeros_like(step.t, dtype=torch.bool)
         return closed | ~self._open(step) | (self._weight(step) == 0)
 
     def _open(self, step: Step) -> Tensor:

@@ -92,7 +92,7 @@ class ReVisiT(Single, Plausible):
 
         if passed.from_the_start():
             kept.clear()
-        with decoder.tapped(layers if passed.done == 0 else [], see):
+        with decoder.edited(layers if passed.done == 0 else [], see):
             yield
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:

@@ -15,6 +15,7 @@ from maskd_service import Gated, metric, png, scene, served, until
 from PIL import Image
 
 from lvlm_guard.errors import ImageError
+from lvlm_guard.images import MAX_PIXELS
 from lvlm_guard.matching import Match, Matcher, load_matcher
 from lvlm_guard.serve.errors import Refused
 from lvlm_guard.serve.maskd.asks import Answer, Ask
@@ -346,3 +347,8 @@ def test_a_matcher_that_fails_at_everything_ends_its_process_and_one_that_recove
 
     asyncio.run(run())
     assert ended == [len(wrong)]
+
+
+def test_a_picture_may_be_as_large_as_elsewhere() -> None:
+    # written out in the settings, which `--help` reads: lvlm_guard.images loads Pillow
+    assert Limits().pixels == MAX_PIXELS
