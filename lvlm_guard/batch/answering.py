@@ -73,13 +73,15 @@ class Local:
 
     def __init__(self, how: How, device: str = "auto") -> None:
         from lvlm_guard.api import guard, resolve
+        from lvlm_guard.combined import Combined
         from lvlm_guard.matching import load_matcher
         from lvlm_guard.pretrained import load_model
 
         self._how = how
         loaded = load_model(how.model, device=device, dtype=how.dtype, adapter=how.adapter, revision=how.revision)
         method = resolve(how.method, how.knobs)
-        specs = [one.matcher for one in (method if isinstance(method, list) else [method]) if hasattr(one, "matcher")]
+        parts = method.parts if isinstance(method, Combined) else (method,)
+        specs = [part.matcher for part in parts if hasattr(part, "matcher")]
         self._matchers = [load_matcher(spec, model=loaded[0]) for spec in specs if spec != "attention"]
         self._model, self._processor = guard(*loaded, method, execution=how.execution)
 

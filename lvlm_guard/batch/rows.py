@@ -126,6 +126,8 @@ def row_of(index: int, fields: Any, folder: Path, prompt: str) -> Row:
     given = fields.get("images")
     if given is None:
         given = [] if fields.get("image") is None else [fields["image"]]
+    if isinstance(asked, Exception):
+        return Row(index, name, error=f"Its prompt can't be read ({asked}).")
     if not isinstance(asked, str) or not asked.strip():
         return Row(index, name, error="The prompt is empty, so there is nothing to answer.")
     if not isinstance(given, list) or not given:
@@ -224,7 +226,8 @@ def _tar(piece: Piece) -> Iterator[Any]:
 
 
 def _sample(key: str, parts: Mapping[str, bytes]) -> Any:
-    """Return what a sample says: a prompt in .txt, or fields in .json, and its pictures."""
+    """Return what a sample says: a prompt in .txt, or fields in .json, and its pictures. A text that can't be read leaves
+    its error in the prompt's place."""
     fields: dict[str, Any] = {}
     try:
         if "json" in parts:
@@ -233,6 +236,6 @@ def _sample(key: str, parts: Mapping[str, bytes]) -> Any:
         if "txt" in parts:
             fields["prompt"] = parts["txt"].decode()
     except (ValueError, AttributeError, RecursionError) as error:
-        return {"id": key, "prompt": "", "why": f"{error}"}
+        return {"id": key, "prompt": error}
     pictures = [data for end, data in parts.items() if end.rpartition(".")[2] in PICTURES]
     return {"id": key, **{name: value for name, value in fields.items() if value is not None}, "images": pictures}

@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,36 @@ def test_every_piece_can_be_read_by_itself(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_row_that_can_t_be_asked_says_why(fields: Any, said: str) -> None:
     assert said in row_of(0, fields, Path(), "").error
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [(b'{"prompt": ', "Expecting value"), (b"[1]", "'list' object"), (b"\xff", "can't decode")]
+)
+def test_a_sample_s_broken_text_is_told_and_the_next_one_is_read(tmp_path: Path, text: bytes, said: str) -> None:
+    with tarfile.open(tmp_path / "data.tar", "w") as opened:
+        for name, data in {"a.png": png(1), "a.json": text, "b.png": png(2), "b.txt": b"What is it?"}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            opened.addfile(member, io.BytesIO(data))
+    (piece,) = plan_of([tmp_path / "data.tar"], tmp_path / "out", HOW, 5).pieces
+    broken, whole = read(piece, PROMPT)
+    assert (broken.id, broken.prompt) == ("a", "")
+    assert "prompt can't be read" in broken.error and said in broken.error
+    assert (whole.id, whole.prompt, whole.error) == ("b", "What is it?", "")
+
+
+@pytest.mark.parametrize("method", ["vote", "agla+rudder"])
+def test_rows_before_leave_no_trace_in_a_matcher(method: str) -> None:
+    local = Local(How(method=method, max_new_tokens=4))
+    forgotten = []
+    for matcher in local._matchers:
+        forget = matcher.forget
+        matcher.forget = lambda matcher=matcher, forget=forget: (forgotten.append(matcher), forget())
+    row = row_of(0, {"image": png(1)}, Path(), PROMPT)
+    first = local([row])
+    assert len(forgotten) == 1
+    assert local([row]) == first
+    assert len(forgotten) == 2
 
 
 def test_a_row_takes_its_prompt_from_the_command_and_its_picture_from_where_it_is() -> None:
