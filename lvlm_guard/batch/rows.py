@@ -226,8 +226,10 @@ def _tar(piece: Piece) -> Iterator[Any]:
 
 
 def _sample(key: str, parts: Mapping[str, bytes]) -> Any:
-    """Return what a sample says: a prompt in .txt, or fields in .json, and its pictures. A text that can't be read leaves
-    its error in the prompt's place."""
+    """Return what a sample says: a prompt in .txt, or fields in .json, and its pictures.
+
+    A text that can't be read leaves its error in the prompt's place.
+    """
     fields: dict[str, Any] = {}
     try:
         if "json" in parts:

@@ -141,7 +141,8 @@ def test_a_sample_s_broken_text_is_told_and_the_next_one_is_read(tmp_path: Path,
     (piece,) = plan_of([tmp_path / "data.tar"], tmp_path / "out", HOW, 5).pieces
     broken, whole = read(piece, PROMPT)
     assert (broken.id, broken.prompt) == ("a", "")
-    assert "prompt can't be read" in broken.error and said in broken.error
+    assert "prompt can't be read" in broken.error
+    assert said in broken.error
     assert (whole.id, whole.prompt, whole.error) == ("b", "What is it?", "")
 
 
