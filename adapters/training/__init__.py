@@ -2,5 +2,5 @@
 
 - `recipe`: what decides a training, how a command asks, what is left on disk; `trainer`, `tasks`: the loop.
 - `pairs`, `retrieval`: what a retriever learns by; `dual_prompt`, `ranker`: from data to adapter; `free`: no gradients.
-- `runs`: the trainings of a command, compared.
+- `commands`: `lvlm-guard train claims`, `dual-prompt`, `ranker`; `runs`: the trainings of a command, compared.
 """

@@ -15,8 +15,10 @@ from typer import Option
 
 import lvlm_guard
 from lvlm_guard.adapters.errors import TrainingError, check
+from lvlm_guard.cli import console
 from lvlm_guard.errors import KnobError
 from lvlm_guard.files import differing, plain, read_json, whole, write_json
+from lvlm_guard.progress import progress as bar
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -87,10 +89,10 @@ class Call:
     seeds: Sequence[int]
     device: str
     start_over: bool
-    echo: Callable[[str], object]
-    progress: Progress
-    line: str = ""
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    echo: Callable[[str], object] = console.say
+    progress: Progress = bar
+    line: str = field(default_factory=console.line)
+    environment: Mapping[str, Any] = field(default_factory=console.environment)
     compare: bool = False
     pictures: int | None = None
     workers: int = 0

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from lvlm_guard.adapters import load_adapter
 from lvlm_guard.adapters.data.world import captions, facts
+from lvlm_guard.adapters.training.commands import Training
 from lvlm_guard.cli.console import reporting
-from lvlm_guard.cli.trained import Training
 
 PARTS = {"train": 16, "val": 10, "test": 10}
 SMALL = ("--steps", 2, "--batch", 4, "--measure-every", 2)

@@ -5,24 +5,20 @@ from __future__ import annotations
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from rich.markup import escape
 from rich.table import Table
 from typer import Option
 
+from lvlm_guard.adapters.commands import Config, Seeds, print_report, ready
+from lvlm_guard.adapters.distill.lessons import Lessons
+from lvlm_guard.adapters.distill.recipe import Recipe
+from lvlm_guard.adapters.training.recipe import Call
 from lvlm_guard.cli.console import out, say, usage
 from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, StartOver, checked_knobs, objects_of
 from lvlm_guard.cli.settings import EMBEDDED, Usual
-from lvlm_guard.cli.trained import Config, Seeds, called, print_report, ready
 from lvlm_guard.matching.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from lvlm_guard.adapters.distill.lessons import Lessons
-    from lvlm_guard.adapters.distill.recipe import Recipe
-else:
-    Lessons = import_module("lvlm_guard.adapters.distill.lessons").Lessons
-    Recipe = import_module("lvlm_guard.adapters.distill.recipe").Recipe
 
 QUESTION = "is there {article} {object} in the image ?"
 
@@ -67,9 +63,9 @@ def distill(
     [bold]Example:[/bold] lvlm-guard train distill --model llava-hf/llava-1.5-7b-hf --images photos --out distilled
     """
     ready()
+    from lvlm_guard.adapters.distill import run
     from lvlm_guard.embedded.world import CAPTION_PROMPT
 
-    room = import_module("lvlm_guard.adapters.distill.run")
     model, method = lessons.keywords["model"], lessons.keywords["method"]
     world = model == EMBEDDED
     knobs = checked_knobs(method, knob)  # a wrong one is found before anything is loaded
@@ -85,14 +81,14 @@ def distill(
         **given,
     )
     how = recipe(alpha=2 * recipe.keywords["rank"])
-    call = called(out_, seeds, device, start_over)
-    report = room.distill(asked, how, call, at_once=at_once, retrain=retrain)
+    call = Call(out_, seeds, device, start_over)
+    report = run.distill(asked, how, call, at_once=at_once, retrain=retrain)
     if not call.main:
         return
     report["remarks"] = [WORLD_ONLY] if world and asked.images else []
     if world and measure:
         report["rows"] += _measured(out_, asked, report, device)
-    page = room.keep_report(out_, report)
+    page = run.keep_report(out_, report)
     if json:
         print_report(report)
         return
@@ -141,9 +137,10 @@ def _measured(place: Path, lessons: Any, report: dict[str, Any], device: str) ->
 
 
 def _show(report: dict[str, Any]) -> None:
-    lines = import_module("lvlm_guard.adapters.distill.run").side_by_side(report)
+    from lvlm_guard.adapters.distill.run import side_by_side
+
     shown = Table("", "plain", "distilled", report["lessons"]["method"], "distilled - plain, 95 %", box=None)
-    for what, *three, difference in lines:
+    for what, *three, difference in side_by_side(report):
         ends = (
             ""
             if difference is None
