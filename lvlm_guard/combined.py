@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def _of_the_assembling(name: str) -> Any:
-    """Return what the part has under this name that assembles logits; of parts that only steer, the first."""
+    """Return what the part has under this name that assembles logits."""
 
     def found(self: Combined) -> Any:
-        return getattr(next((part for part in self.parts if part.assembles), self.parts[0]), name)
+        return getattr(self.assembling, name)
 
     return property(found)
 
@@ -60,6 +59,16 @@ class Combined(Method):
         return "+".join(part.name for part in self.parts)
 
     @property
+    def assembling(self) -> Method:
+        """The part that assembles logits; of parts that only steer, the first."""
+        return next((part for part in self.parts if part.assembles), self.parts[0])
+
+    def tuned(self, **knobs: Any) -> Combined:
+        """Return the combination with other knobs of the part that assembles."""
+        chosen = self.assembling
+        return Combined(tuple(part.tuned(**knobs) if part is chosen else part for part in self.parts))
+
+    @property
     def asks_about_pictures(self) -> bool:  # type: ignore[override]
         """Whether any part does."""
         return any(part.asks_about_pictures for part in self.parts)
@@ -95,7 +104,7 @@ class Combined(Method):
 
     def uncut(self) -> Combined:
         """Return the combination with its parts uncut."""
-        return dataclasses.replace(self, parts=tuple(part.uncut() for part in self.parts))
+        return Combined(tuple(part.uncut() for part in self.parts))
 
     def knobs(self) -> dict[str, Any]:
         """Return each part's knobs by its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 APC, MATCHED, MATCHER = "apc", "sample-matched", "matcher"
 ALL = "all"  # every method that is no experiment
 _PLAINLY, _BESIDE = (False,), ("sample", "random")
+_ENDS = re.compile(f"-({'|'.join(_BESIDE)})$")
 
 _GREEDY = Decoder(REFERENCE, "plain, greedy", _PLAINLY, role="reference", baseline=None)
 _SAMPLE = Decoder("sample", "plain, sampled at temperature 1", _PLAINLY, SAMPLED, role="plain")
@@ -115,7 +117,6 @@ def methods_of(wanted: Iterable[str], knobs: Mapping[str, Mapping[str, Any]] | N
     "all" leaves out experiments, and methods whose statistics are not among the knobs.
     """
     known = methods.REGISTRY.names()
-    beside = {f"{name}-{end}": name for name in known for end in _BESIDE}
     found: list[str] = []
     for name in wanted:
         if name == ALL:
@@ -123,7 +124,7 @@ def methods_of(wanted: Iterable[str], knobs: Mapping[str, Mapping[str, Any]] | N
             lacking = {name for name in kinds if kinds[name].needs_statistics and not (knobs or {}).get(name)}
             found += [name for name, kind in kinds.items() if not kind.experimental and name not in lacking]
         elif name not in _NAMES:
-            found.append(name if name in known else beside.get(name, name))
+            found.append(name if name in known else _ENDS.sub("", name))
     return list(dict.fromkeys(found))
 
 
@@ -141,8 +142,8 @@ def left_out(settings: Settings) -> list[str]:
 
 
 def _check(settings: Settings, own: Mapping[str, Any]) -> None:
-    there, matched = ", ".join(own), [name for name, method in own.items() if hasattr(method, "matcher")]
-    known = sorted({f.name for method in own.values() for f in dataclasses.fields(method)})
+    there, matched = ", ".join(own), [m.assembling.name for m in own.values() if hasattr(m.assembling, "matcher")]
+    known = sorted({f.name for method in own.values() for f in dataclasses.fields(method.assembling)})
     parts = [part for name in own for part in parts_of(name)]
     for name in (name for name in settings.knobs if name not in parts):
         raise KnobError(f"There are knobs for {name!r}, none of the methods of this run ({there}): add it.")
@@ -177,7 +178,7 @@ def _controls(settings: Settings, own: Mapping[str, Method]) -> Iterator[Decoder
         about = f"plain, sampled at temperature {temperature:.2g}: as sharp as {', '.join(names)}"
         yield replace(drawn, name=name, about=about, options=SAMPLED | {"temperature": temperature})
     cutting = [*([own[APC]] if APC in own else []), *(guards.values() if settings.controls else [])]
-    for beta in dict.fromkeys(float(getattr(method, "beta", 0)) for method in cutting):
+    for beta in dict.fromkeys(float(getattr(method.assembling, "beta", 0)) for method in cutting):
         if beta:  # else nothing is cut
             cut = resolve(APC, {"beta": beta})
             name, about = f"{APC}({beta:g})", f"plausible tokens alone (beta {beta:g}), sampled"
@@ -187,18 +188,20 @@ def _controls(settings: Settings, own: Mapping[str, Method]) -> Iterator[Decoder
 
 def _variants(name: str, method: Any, settings: Settings, loaded: Mapping[str, Matcher]) -> Iterator[Decoder]:
     """Yield what a method is run as, greedy: once, with every matcher of the run, or at every point of a sweep."""
-    swept = [knob for knob in settings.sweep if knob in {f.name for f in dataclasses.fields(method)}]
+    tuned = method.assembling
+    swept = [knob for knob in settings.sweep if knob in {f.name for f in dataclasses.fields(tuned)}]
     points = [dict(zip(swept, values, strict=True)) for values in product(*(settings.sweep[knob] for knob in swept))]
-    compared = (settings.matchers if hasattr(method, "matcher") else {}) or {"": ()}
+    compared = (settings.matchers if hasattr(tuned, "matcher") else {}) or {"": ()}
     usual = DEFAULT if DEFAULT in compared else next(iter(compared))
     for point, (matcher, trainings) in product(points, compared.items()):
-        named = point.get("matcher", getattr(method, "matcher", None))
+        named = point.get("matcher", getattr(tuned, "matcher", None))
         places = tuple(trainings) or ((named,) if isinstance(named, str) else ())
-        runs = [replace(method, **{**point, "matcher": loaded.get(place, place)}) for place in places]
-        runs = runs or [replace(method, **point)]
+        runs = [method.tuned(**{**point, "matcher": loaded.get(place, place)}) for place in places]
+        runs = runs or [method.tuned(**point)]
         knobs = runs[0].knobs()
         if len(runs) > 1:
-            knobs["matcher"] = [run.knobs()["matcher"] for run in runs]
+            own = knobs if tuned is method else knobs[tuned.name]
+            own["matcher"] = [run.assembling.knobs()["matcher"] for run in runs]
         called = _named(name, point, matcher)
         made = Decoder(called, f"{called}, greedy{_trained(len(runs))}", tuple(runs), seeds=len(runs), method=name)
         baseline = REFERENCE if matcher == usual else _named(name, point, usual)
@@ -217,14 +220,15 @@ def _beside(decoder: Decoder, settings: Settings, matcher: Matcher | None) -> It
     if drawn or (not settings.sweep and settings.preset == PAPER) or sampled in settings.methods:
         about = f"{decoder.name}, sampled at temperature 1{trained}"
         yield replace(decoder, name=sampled, about=about, options=SAMPLED, seeds=seeds, baseline=_SAMPLE.name)
-    real: list[Any] = [matcher if run.matcher is None else run.matcher for run in runs if hasattr(run, "matcher")]
+    asks = [run.assembling.matcher for run in runs if hasattr(run.assembling, "matcher")]
+    real: list[Any] = [matcher if asked is None else asked for asked in asks]
     if not real or any(one is None or isinstance(one, str | Attention) for one in real):
         return  # it has none, it is not loaded yet, or it has no maps of its own to be shuffled
     told: dict[str, Any] = {"seeds": seeds, "role": "control", "control_of": decoder.name, "baseline": REFERENCE}
     if (asked and method.branches()) or random in settings.methods:
         about = f"{decoder.name} with a random map that keeps as much{trained}"
         noise = [RandomMap(real[seed % len(real)], seed) for seed in range(seeds)]
-        maps = tuple(replace(decoder.guard(one.seed), matcher=one) for one in noise)
+        maps = tuple(decoder.guard(one.seed).tuned(matcher=one) for one in noise)
         yield replace(decoder, name=random, about=about, runs=maps, **told)
     if settings.controls and not method.branches():
         told |= {"seeds": len(runs), "role": "matcher", "matcher": decoder.matcher, "matchers": decoder.matchers}

@@ -57,7 +57,9 @@ def load_matchers(places: Iterable[str], matchers: Named, model: Any) -> dict[st
 
 def load_usual(decoders: Sequence[Decoder], model: Any) -> Matcher | None:
     """Return the model's own matcher where a decoder takes it; raises as `load_matchers`."""
-    takes = any((d.role == "matcher" and not d.matchers) or d.knobs.get("matcher", "none") is None for d in decoders)
+    alone = any(d.role == "matcher" and not d.matchers for d in decoders)
+    asks = [run.assembling for d in decoders for run in d.runs if run]
+    takes = alone or any(getattr(method, "matcher", "none") is None for method in asks)
     return load_matcher(None, model=model) if takes else None
 
 

@@ -87,7 +87,7 @@ def _maps_of(answerer: object) -> tuple[str, Callable[[Item], Views]]:
     if not isinstance(answerer, Asker):
         return "The answers came from a server, which gives no relevance maps: pictures stand alone.", _alone
     guarded = [(d, d.guard(0)) for d in answerer.decoders.values() if d.runs and d.role == "method"]
-    cutting = ((d, method.matcher) for d, method in guarded if hasattr(method, "matcher") and method.branches())
+    cutting = ((d, m.assembling.matcher) for d, m in guarded if hasattr(m.assembling, "matcher") and m.branches())
     decoder, own = next(cutting, (None, None))
     matcher = own or answerer.matcher or next(iter(answerer.matchers.values()), None)
     if matcher is None:

@@ -220,7 +220,7 @@ class Bench:
         model, processor = self._pair(arm)
         calls, spent = min(self.blocks * workload.calls, COUNTED_CALLS), 0.0
         sums = dict.fromkeys(COUNTED, 0)
-        method: Any = arm.method
+        method: Any = arm.method.assembling if arm.method else None
         asks = hasattr(method, "matcher")
         kind = type(load_matcher(method.matcher, model=self.model)) if asks else object
         with clocked(kind, ASKED if asks else (), self._now) as matcher:

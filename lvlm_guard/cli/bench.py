@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from importlib import import_module
 from operator import itemgetter
 from pathlib import Path
@@ -167,7 +166,7 @@ def bench(
         matcher = shapes.random_matcher(sized)
         lvlm.to(where)
         matcher.model.to(where)
-        chosen = [replace(method, matcher=matcher) if hasattr(method, "matcher") else method for method in chosen]
+        chosen = [m.tuned(matcher=matcher) if hasattr(m.assembling, "matcher") else m for m in chosen]
     else:
         lvlm, processor = load_model(model, device=device, dtype=dtype)
     arms = arms_of(chosen, executions)

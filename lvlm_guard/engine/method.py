@@ -146,6 +146,15 @@ class Method(ABC):
         return True
 
     @property
+    def assembling(self) -> Method:
+        """The method that assembles: itself; of a combination the part that does, the first where all only steer."""
+        return self
+
+    def tuned(self, **knobs: Any) -> Self:
+        """Return it with other knobs; of a combination they are those of `assembling`."""
+        return dataclasses.replace(self, **knobs)  # type: ignore[type-var]  # every method is a dataclass
+
+    @property
     def steers(self) -> bool:
         """Whether it changes what the global branch computes, see `around`."""
         return type(self).around is not Method.around
@@ -223,7 +232,7 @@ class Plausible(Method):
 
     def uncut(self) -> Self:
         """Return the method with beta 0."""
-        return dataclasses.replace(self, beta=0.0)  # type: ignore[type-var]  # every method is a dataclass
+        return self.tuned(beta=0.0)
 
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, nothing can change it."""

@@ -59,6 +59,21 @@ def test_a_combination_is_a_method_and_takes_the_knobs_of_its_parts():
         lineup(methods=("agla+rudder",), knobs={"vcd": {"alpha": 1.5}})
 
 
+def test_a_combination_stands_beside_the_controls_of_the_part_that_assembles():
+    alone, found = lineup(methods=("agla",)), lineup(methods=("agla+rudder",))
+    assert {name.replace("agla", "agla+rudder") for name in alone} == set(found)
+    control = found["agla+rudder-random"]
+    assert [run.assembling.matcher.seed for run in control.runs] == [0, 1, 2]
+    assert all([part.name for part in run.parts] == ["agla", "rudder"] for run in control.runs)
+    assert found["apc(0.5)"].guard(0).beta == 0.5
+    only = lineup(methods=("agla+rudder-random",), controls=False)
+    assert set(only) == {"greedy", "agla+rudder", "agla+rudder-random"}
+    swept = lineup(methods=("agla+rudder",), sweep={"alpha": (1.0, 2.0)}, split="val")
+    assert [run.assembling.alpha for d in swept.values() if d.point for run in d.runs] == [1.0, 2.0]
+    with pytest.raises(KnobError, match="by --knob and by --matcher"):
+        lineup(methods=("agla+rudder",), knobs={"agla": {"matcher": "clip"}}, matchers={"blip-itm": ("blip-itm",)})
+
+
 def test_a_cut_alone_is_sampled_for_each_cut_of_the_run_s_methods():
     # the first method's cut stood for all of them once, as if it were AGLA's
     found = lineup(methods=("vcd", "agla"), knobs={"vcd": {"beta": 0.2}})
