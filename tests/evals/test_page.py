@@ -8,8 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -266,50 +265,6 @@ def test_marking_changes_no_letter_of_a_caption(text: str) -> None:
 def test_words_of_two_tokens_are_marked_whole() -> None:
     (caption,) = chair.compare([{"image_id": 0, "caption": "A hot dog near two passenger jets."}], {0: []})
     assert [piece for piece, absent in pieces(caption) if absent] == ["hot dog", "passenger jets"]
-
-
-def sweep_run(tmp_path: Path, knobs: Sequence[Mapping[str, Any]], answers: Sequence[Sequence[str]]) -> Run:
-    names = [f"agla[{i}]" for i in range(len(knobs))]
-    labels = ["yes"] * len(answers[0])
-    task = replace(runs.pope(labels, each=1), split="val")
-    said = {"greedy": ["no"] * len(labels)} | dict(zip(names, answers, strict=True))
-    more = {name: {"method": "agla", "point": dict(point)} for name, point in zip(names, knobs, strict=True)}
-    return runs.saved(tmp_path, task, said, decoders=more)
-
-
-def test_a_sweep_frames_its_best_points_and_says_that_it_is_no_result(tmp_path: Path) -> None:
-    knobs = [{"alpha": a, "beta": b} for a in (2.0, 0.5) for b in (0.1, 0.5)]
-    right = [4, 1, 4, 2]  # of four
-    run = sweep_run(tmp_path, knobs, [["yes"] * n + ["no"] * (4 - n) for n in right])
-    first = next(charts.sweeps(run.results))
-    (grid,) = (ElementTree.fromstring(one) for one in first.grids)
-    told = [cell.text for cell in grid.iter("title")]
-    assert told == [
-        "agla on pope_random, accuracy: more is better",
-        "beta 0.1, alpha 0.5: 1.000 (best)",
-        "beta 0.1, alpha 2: 1.000 (best)",
-        "beta 0.5, alpha 0.5: 0.500",
-        "beta 0.5, alpha 2: 0.250",
-    ]
-    papers = [one.get("fill") or "" for one in grid.iter("rect") if one.get("class") != "frame"]
-    lightness = [sum(int(paper[i : i + 2], 16) for i in (1, 3, 5)) for paper in papers]
-    assert lightness[0] == lightness[1] > lightness[2] > lightness[3]
-    assert "1 others alike" in first.best
-    page = page_of(tmp_path)
-    assert "validation split" in words(page)
-    assert first.best in words(page)
-    assert [len(list(cell.iter("rect"))) for cell in page.iter("g") if cell.get("class") == "best"][:2] == [2, 2]
-
-
-def test_one_knob_is_a_strip_and_three_are_several_grids(tmp_path: Path) -> None:
-    one = sweep_run(tmp_path / "1", [{"alpha": a} for a in (1, 2, 3)], [["yes"]] * 3)
-    (grid,) = (ElementTree.fromstring(one) for one in next(charts.sweeps(one.results)).grids)
-    assert [cell.text for cell in grid.iter("title")][1:] == [f"alpha {a}: 1.000 (best)" for a in (1, 2, 3)]
-    knobs = [{"alpha": a, "beta": 1, "mode": m} for m in ("paper", "official") for a in (1, 2)]
-    three = next(charts.sweeps(sweep_run(tmp_path / "3", knobs, [["yes"], ["no"], ["no"], ["no"]]).results))
-    grids = [ElementTree.fromstring(one) for one in three.grids]
-    assert ["mode=paper" in words(grid) for grid in grids] == [True, False]
-    assert [sum(cell.get("class") == "best" for cell in grid.iter("g")) for grid in grids] == [1, 0]
 
 
 def test_everything_needed_to_repeat_a_run_is_on_the_page(pope: Run) -> None:

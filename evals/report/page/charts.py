@@ -14,8 +14,8 @@ import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from lvlm_guard.evals.report.layout import JUDGED, SHOWN, Results, Row, Task, digits, interval, judged, title, written
-from lvlm_guard.evals.report.page.grid import value_grid
+from lvlm_guard.evals.report.layout import JUDGED, SHOWN, Results, Row, Task, interval, judged, title, written
+from lvlm_guard.report.colour import ramp
 
 # stand for the page's colours while a chart is drawn, see style.css of the core's report
 COLOURS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "soft", "line", "good", "bad", "accent", "card"), 1)}
@@ -73,10 +73,24 @@ def differences(results: Results, task: Task) -> Markup:
     return drawn(name, (1.6 + 2.5 * len(metrics), 1.0 + 0.27 * len(lines)), draw)
 
 
+class Cell(NamedTuple):
+    text: str
+    colours: str = ""  # as CSS; "" where the point was not run
+    best: bool = False
+
+
+class Grid(NamedTuple):
+    """Values over two knobs: a heading for each value of the first, a line for each of the second."""
+
+    title: str
+    columns: Sequence[str]
+    lines: Sequence[tuple[str, Sequence[Cell]]]
+
+
 class Sweep(NamedTuple):
     """A method's points by one metric: heat maps over two knobs each, and the best of the points in a sentence."""
 
-    grids: Sequence[Markup]
+    grids: Sequence[Grid]
     best: str
 
 
@@ -99,27 +113,25 @@ def _sweep(
     less = points[0][1]["direction"] == "lower"
     best, top = (min if less else max)(points, key=lambda point: point[1]["value"])
     values = [row["value"] for _, row in points]
-    across, down, *rest = knobs if len(knobs) > 1 else [*knobs, ""]
+    # colours stand for the best one's interval at least, so that noise does not look like a trend
+    width = (top["high"] or 0.0) - (top["low"] or 0.0)
+    worst = max(*values, top["value"] + width) if less else min(*values, top["value"] - width)
+
+    def cell(here: Mapping[str, Any]) -> Cell:
+        row = next((row for point, row in points if all(point.get(knob) == here[knob] for knob in here)), None)
+        if row is None:
+            return Cell("–")
+        good = (row["value"] - worst) / (top["value"] - worst) if worst != top["value"] else 0.5
+        return Cell(written(row), _colours(good), row["value"] == top["value"])
+
+    sides: list[list[dict[str, Any]]] = [[{knob: value} for value in of] for knob, of in knobs.items()]
+    across, down, *rest = sides if len(sides) > 1 else [*sides, [{}]]
     grids = []
-    for others in product(*(knobs[knob] for knob in rest)):
-        fixed = dict(zip(rest, others, strict=True))
-        own = [(p, row) for p, row in points if all(p.get(knob) == value for knob, value in fixed.items())]
-        here = {(p.get(across), p.get(down) if down else ""): row["value"] for p, row in own}
-        lines = [[here.get((column, line)) for column in knobs[across]] for line in knobs.get(down, [""])]
-        drawn = value_grid(
-            lines,
-            [_text(column) for column in knobs[across]],
-            [_text(line) for line in knobs.get(down, [""])],
-            title=f"{', '.join([name, *_knobs(fixed)])}: {'less' if less else 'more'} is better",
-            column_axis=across,
-            row_axis=down,
-            best=[(i, j) for i, line in enumerate(lines) for j, value in enumerate(line) if value == top["value"]],
-            span=(top["high"] or 0.0) - (top["low"] or 0.0),
-            beside=values,
-            digits=digits(top["metric"]),
-            less_is_better=less,
-        )
-        grids.append(Markup(drawn))
+    for others in product(*rest):
+        fixed = {knob: value for other in others for knob, value in other.items()}
+        title = f"{', '.join([name, *_knobs(fixed)])}: {'less' if less else 'more'} is better"
+        lines = [("".join(_knobs(line)), [cell(column | line | fixed) for column in across]) for line in down]
+        grids.append(Grid(title, ["".join(_knobs(column)) for column in across], lines))
     tied = values.count(top["value"]) - 1
     told = f"Best of {len(values)} points: {', '.join(_knobs(best))}"
     told += f"{f' (and {tied} others alike)' if tied else ''}, {written(top)} {interval(top)}"
@@ -140,8 +152,11 @@ def _values(points: Sequence[Mapping[str, Any]], knob: str) -> list[Any]:
 
 
 def _knobs(point: Mapping[str, Any]) -> list[str]:
-    return [f"{knob}={_text(value)}" for knob, value in point.items()]
+    return [f"{knob}={value:g}" if isinstance(value, float) else f"{knob}={value}" for knob, value in point.items()]
 
 
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+def _colours(good: float) -> str:
+    red, green, blue = ramp(good).tolist()
+    # the W3C's weights of the channels: black on what is bright, white on what is dark
+    ink = "#14161a" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "#ffffff"
+    return f"background: rgb({red} {green} {blue}); color: {ink}"
