@@ -125,7 +125,9 @@ def _sweep(
         return Cell(written(row), _colours(good), row["value"] == top["value"])
 
     sides: list[list[dict[str, Any]]] = [[{knob: value} for value in of] for knob, of in knobs.items()]
-    across, down, *rest = sides if len(sides) > 1 else [*sides, [{}]]
+    if len(sides) == 1:
+        sides.append([{}])
+    across, down, *rest = sides
     grids = []
     for others in product(*rest):
         fixed = {knob: value for other in others for knob, value in other.items()}
