@@ -115,10 +115,7 @@ def family_rows() -> list[dict[str, Any]]:
     for kind in sorted({*NAMES, *(kind for kind in known if kind in CONFIG_MAPPING_NAMES)}):
         told, family = known.get(kind, {}), re.sub("_?For[A-Z].*", "", str(NAMES.get(kind) or kind))
         proven = True if "proof" in told else False if "refused" in told else None
-        if proven:
-            note = _limits(told["proof"], told["without"], told["thinks"])
-        else:
-            note = told.get("refused") or told.get("untried", UNTRIED)
+        note = _limits(told["proof"], told["without"], told["thinks"]) if proven else told.get("refused", UNTRIED)
         methods = told.get("methods", [])
         rows.append({"family": family, "model_types": [kind], "proven": proven, "methods": methods, "note": note})
     return rows

@@ -36,7 +36,7 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
     eyes: Any = getattr(model.config, "vision_config", None)
     tensors = (made[key] for key in call.family.image_keys if torch.is_tensor(made[key]))
     pixels = next(tensor for tensor in tensors if tensor.is_floating_point()).float()
-    if "image_grid_thw" in made:  # flattened patches, in the order of the tokens that they are merged into
+    if pixels.ndim == 2 or "image_grid_thw" in made:  # patches, in the order of the tokens that they are merged into
         merged = getattr(call.processor.image_processor, "merge_size", 1) ** 2
         shown = pixels.flatten(1).mean(-1).view(-1, merged).mean(-1)
         if len(shown) != int(call.image_positions.sum()):
@@ -44,7 +44,9 @@ def token_relevance(call: Call, maps: Sequence[Tensor]) -> list[Tensor]:
                 f"The {int(call.image_positions.sum())} image tokens of this {type(model).__name__} are not the "
                 f"{len(shown)} groups of its patches, so which token shows what is not known."
             )
-        return list(shown.split((made["image_grid_thw"].prod(-1) // merged).tolist()))
+        grids = made.get("image_grid_thw")  # without one, as Fuyu's, each prompt has one picture
+        each = call.image_positions.sum(-1) if grids is None else grids.prod(-1) // merged
+        return list(shown.split(each.tolist()))
     used = pixels.flatten(-3).abs().amax(-1) > 0  # a batch pads tiles with zeros
     if hasattr(getattr(model, "model", None), "pack_image_features"):  # tiles, with a token at the end of each line
         side = int(eyes.image_size // eyes.patch_size * Fraction(getattr(model.model, "downsample_rate", None) or 1))

@@ -207,9 +207,9 @@ class _Trial:
             ids, images = one["input_ids"], {key: one[key] for key in self.family.image_keys if key in one}
             length, whole = ids.shape[1], torch.ones_like(ids)
             end = int((ids[0] == self.family.image_token_id(self.model.config)).nonzero().max()) + 1
-            text = until({key: value for key, value in one.items() if key not in images}, end, length)
-            cache = self._generate(self.model, {**text, **images}, row, 1)[CACHE]
             along = self.family.replayed(self.model, one, ids, whole)
+            text = until({"input_ids": ids, "attention_mask": whole, **along}, end, length)
+            cache = self._generate(self.model, {**text, **images}, row, 1)[CACHE]
             mask = whole * ~gone[-length:]
             rows.append(self._answered({"input_ids": ids, "attention_mask": mask, CACHE: cache, **along}, row))
         return torch.cat(rows)

@@ -46,8 +46,7 @@ def test_doctor_lists_the_families_as_the_page_does(run: Run) -> None:
     assert rows["blip-2"]["proven"]
     assert rows["florence2"]["proven"] is False
     assert "decoder-only" in rows["florence2"]["note"]
-    assert rows["fuyu"]["proven"] is None
-    assert "tokenizer of its release" in rows["fuyu"]["note"]  # why no tiny one was made
+    assert not [name for name, row in rows.items() if row["proven"] is None]
     assert "does not answer token by token" in rows["diffusion_gemma"]["note"]
     page = prove_families.PAGE.read_text()
     for kind, row in rows.items():

@@ -22,7 +22,7 @@ from lvlm_guard.matching.relevance import keep_share, kept_tokens
 FAMILIES = ("llava", "llava_next", "qwen2_5_vl")
 OTHERS = (
     "vipllava", "gemma3", "internvl", "idefics3", "smolvlm", "llava_onevision", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe",
-    "mistral3",
+    "mistral3", "qwen2_5_omni_thinker",
 )  # fmt: skip
 WANTED = {**RUN, "return_dict_in_generate": True, "eos_token_id": None}
 

@@ -22,7 +22,7 @@ NEWEST = (
     "inkling2_loop", "inkling_mm_model", "cosmos3_edge", "dots3_note", "apertus1p5", "nemotron_h_omni",
 )  # fmt: skip
 """Those that older releases of transformers lack."""
-OTHERS = ("chameleon", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "pp_chart2table", "git")
+OTHERS = ("chameleon", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker", "pp_chart2table", "git", "fuyu")
 """Those that hear, draw or are old."""
 NAMES = [
     *FAST, "llava", "vipllava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl_moe", "qwen3_5_moe", "exaone4_5",
@@ -43,11 +43,6 @@ REFUSED = {
     "evolla": "the model has no image tower", "mistral4": "the model has no image tower", "pix2struct": NO_DECODER,
     "pp_formulanet": NO_DECODER, "t5gemma2": NO_DECODER, "udop": NO_DECODER, "vision_encoder_decoder": NO_DECODER,
 }  # fmt: skip
-UNTRIED = {
-    "fuyu": "not tried: its processor takes off the first token of a picture's, one that only the tokenizer of its "
-    "release writes, so no tiny one was made offline",
-}
-"""Model types of which no tiny model was made, and why."""
 SLOW = [name for name in NAMES if name not in {*FAST, *REFUSED, *NEWEST, *OTHERS}]
 ROOMS = ("gemma", "glm", "llava", "newest", "other", "qwen", "tiled")
 """Whose modules `..._families.py` hold a function of each name, which returns (config, processor)."""

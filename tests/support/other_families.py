@@ -17,6 +17,7 @@ from family_parts import (
     text,
     words,
 )
+from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 
 def mllama() -> Any:
@@ -106,6 +107,19 @@ def emu3() -> Any:
     config = T.Emu3Config(vq_config=eyes, text_config=text(t), vocabulary_map=t.get_vocab())
     images = T.Emu3ImageProcessor(min_pixels=32 * 32, max_pixels=64 * 64)
     return config, T.Emu3Processor(images, t, chat_template=chat(*VICUNA, "<image>"))
+
+
+def fuyu() -> Any:
+    t = words("<0x04>")
+    marks = ("|SPEAKER|", "|NEWLINE|")  # plain pieces, so that a word's start stands before them, which is taken off
+    pieces = t.get_vocab() | {mark: len(t) + place for place, mark in enumerate(marks)}
+    raw, split = t.backend_tokenizer, pre_tokenizers.Split(Regex(r"\|[A-Z]+\|"), "isolated")
+    raw.model = models.BPE(vocab=pieces, merges=[], unk_token="<unk>", ignore_merges=True)
+    raw.normalizer = normalizers.Prepend(" ")
+    raw.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    inner = text(t, model_type="persimmon")
+    config = T.FuyuConfig(text_config=inner, patch_size=8, image_token_id=pieces["|SPEAKER|"])
+    return config, T.FuyuProcessor(T.FuyuImageProcessor(size=SIDES, patch_size={"height": 8, "width": 8}), t)
 
 
 def git() -> Any:

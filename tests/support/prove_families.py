@@ -21,7 +21,7 @@ from typing import Any
 import tiny
 import torch
 import transformers as T
-from any_families import NAMES, REFUSED, UNTRIED, make
+from any_families import NAMES, REFUSED, make
 from family_parts import SLIDING
 
 MODES = {
@@ -147,7 +147,7 @@ def page() -> str:
         "For everyone who chooses a model, or has one.",
         "",
         f"Of {len(rows)} model types of transformers {T.__version__} that answer about pictures, {count[True]} are",
-        f"proven, {count[False]} refused and {count[None]} not tried.",
+        f"proven and {count[False]} refused.",
         "",
         "Any decoder-only model that transformers runs on pictures can be guarded, if a second branch is *proven*",
         "right on it, against plain generate() on the second views. For the families below that was done on tiny",
@@ -179,8 +179,6 @@ def page() -> str:
     lines += [f"| {family} | `{kind}` | {names} | {note} |" for family, kind, names, note in cells]
     lines += ["", "Refused:", ""]
     lines += [f"- `{row['model_types'][0]}`: {row['note']}" for row in rows if row["proven"] is False]
-    lines += ["", "Of no kind yet:", ""]
-    lines += [f"- `{row['model_types'][0]}`: {row['note']}" for row in rows if row["proven"] is None]
     return "\n".join([*lines, ""])
 
 
@@ -230,7 +228,7 @@ def main(names: list[str]) -> None:
     from lvlm_guard.proving import proofs
 
     place = Path(proofs.__file__).with_name("proven.json")
-    found = json.loads(place.read_text()) | {kind: {"untried": why} for kind, why in UNTRIED.items()}
+    found = json.loads(place.read_text())
     kinds = {}
     for name in names or dict.fromkeys([*NAMES, *REFUSED]):
         kinds[name], told = proved(name)
