@@ -17,7 +17,7 @@ A run is three steps over one table of answers: ask -> score -> report. Read in 
 - `metrics/`, `stats/`: scoring. Counts of each answer; the bootstrap over pictures, results, verdicts, void runs.
 - `report/`: the terminal's tables, the page, comparing two runs, checking one.
 - `foreign/`: anyone's files of answers as the same table.
-- `studies/`: a paper's grid, verifiers, the demo. `lmms/`: the plug-in for lmms-eval.
+- `studies/`: a paper's grid, verifiers, the demo. `lmms/`: the plug-in for lmms-eval. `commands/`: `lvlm-guard eval`.
 """
 
 if __name__ != "lvlm_guard.evals":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from typer import Option
@@ -13,6 +13,7 @@ from lvlm_guard.cli.settings import COMMAS
 from lvlm_guard.cli.settings import EMBEDDED as EMBEDDED
 from lvlm_guard.evals.spec.items import Split
 
+QUICK = 24  # pictures of each task
 TASKS = """Comma-separated: world_pope, world_chair, pope_coco, pope_aokvqa, pope_gqa, pope (own --questions), chair, \
 opope, mme_hallucination, amber, amber_captions, dash_b, mmhal, or one of lmms-eval (mmstar, ...)."""
 QUESTIONS = "Questions: POPE's files or folder, DASH-B's, ...; a list to caption. Repeatable."
@@ -59,6 +60,10 @@ class Settings:
     adapters: Annotated[tuple[str, ...], Option("--adapter", help=ADAPTER, metavar="NAME=DIR")] = ()
     # name -> registered names or folders, one a training seed: methods that have a matcher are run with each of them
     matchers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def quick(self) -> Settings:
+        """Return the settings of a look whether it works: few pictures of each task, one seed."""
+        return replace(self, seeds=1, limit=self.limit or QUICK, captions=self.captions or QUICK)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from lvlm_guard.pretrained import spoken
 from lvlm_guard.report import Picture, legend, overlay, panel, token_marks, token_strip
 
 SETTINGS = Settings(batch=MANY)
-QUICK = replace(SETTINGS, limit=24, captions=24, seeds=1)
+QUICK = SETTINGS.quick()
 
 RULES: dict[str, dict[str, tuple[bool | None, bool, bool]]] = {
     "agla": {"corrects": (False, True, True), "leaves": (False, False, True), "breaks": (True, False, False)},

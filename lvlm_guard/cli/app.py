@@ -19,8 +19,9 @@ from lvlm_guard.cli.console import reporting, usage
 from lvlm_guard.errors import GuardError
 from lvlm_guard.registry import Registry
 
-CORE = ("demo", "generate", "mask", "batch", "bench", "doctor", "methods", "calibrate")
-COMMANDS = Registry("command", "lvlm_guard.commands", {name: f"lvlm_guard.cli.{name}:{name}" for name in CORE})
+CORE = {"demo": "lvlm_guard.evals.commands:demo"}  # the command to start with stands first, and needs no entry point
+CORE |= {n: f"lvlm_guard.cli.{n}:{n}" for n in ("generate", "mask", "batch", "bench", "doctor", "methods", "calibrate")}
+COMMANDS = Registry("command", "lvlm_guard.commands", CORE)
 LOOK: dict[str, Any] = {"no_args_is_help": True, "rich_markup_mode": "rich", "pretty_exceptions_enable": False}
 """Of every group."""
 
@@ -109,11 +110,6 @@ def _broken(why: str) -> Callable[[], None]:
     broken.__doc__ = escape(why)
     return reporting(broken)
 
-
-evaluation = group(
-    "Measure what a method does to hallucination, with intervals, controls and cost.\n\n"
-    "[bold]Example:[/bold] lvlm-guard eval run --quick"
-)
 
 app = typer.Typer(
     name="lvlm-guard",

@@ -82,7 +82,7 @@ def test_run_is_not_shared_out_by_torchrun(run: Run, tmp_path: Path, monkeypatch
         (("--tasks", ","), 2, "names nothing"),
         (("--knob", "agla.alfa=1"), 2, "alpha"),
         (("--knob", "alpha=1"), 2, "METHOD.NAME=VALUE"),
-        (("--knob", "pai.alpha=1"), 2, "none of --methods"),
+        (("--knob", "pai.alpha=1"), 2, "none of the methods of this run"),
         (("--sweep", "alpha=1,2"), 1, "validation split"),
         (("--sweep", "gamma=1,2", "--split", "val"), 2, "none of --methods"),
         (("--methods", "all", "--sweep", "gamma=1", "--split", "val"), 2, "none of --methods all has this knob"),
@@ -189,6 +189,6 @@ def test_a_reproduced_cell_prints_what_was_measured(run: Run, tmp_path: Path) ->
 
 
 def test_a_swept_value_may_hold_an_equals_sign():
-    from lvlm_guard.cli.eval_run import _sweep
+    from lvlm_guard.evals.commands.asking import _sweep
 
     assert _sweep(["matcher=a=b,c", "alpha=1,2"], ["agla"]) == {"matcher": ("a=b", "c"), "alpha": (1.0, 2.0)}
