@@ -27,7 +27,7 @@ IMPORTS = "python -c 'import {}'"
 TRIES: dict[str, tuple[str, ...]] = {
     "": ("python guard.py", "lvlm-guard doctor", "lvlm-guard methods"),
     "eval": ("lvlm-guard demo --quick", *EVALUATE),
-    "lmms": (IMPORTS.format("lmms_eval, lvlm_guard.evals.lmms.manifest"),),
+    "lmms": (IMPORTS.format("lmms_eval, lvlm_guard.evals.lmms"),),
     "open-clip": (IMPORTS.format("open_clip"),),
     "photographs": (IMPORTS.format("lvlm_guard.embedded.photographs"),),
     "amber": (IMPORTS.format("nltk, spacy"),),

@@ -215,10 +215,10 @@ def _judge(
     items: list[dict[str, Any]] = []
     answers = []
     for row, label in zip(rows, labels, strict=True):
-        where = task, "test", str(row["doc_id"]), str(row["doc_id"])
-        asked = dict(zip(("task", "split", "item", "picture"), where, strict=True))
+        key = str(row["doc_id"])
+        asked: dict[str, Any] = {"task": task, "split": "test", "item": key, "picture": key}
         items.append({**asked, "rows": [task], "truth": label if yes_no else []})
-        answers.append(Answer(*where, model, "reference", _text(row), ended=_ended(row, limit)))
+        answers.append(Answer(_text(row), ended=_ended(row, limit), decoder=model, role="reference", **asked))
     # which score it has is no matter here, only which answers can have one: captions need no labels
     kind = {"kind": "pope"} if yes_no else {"kind": "chair", "vocabulary": ["none"]}
     described = {"name": task, "split": "test", "rows": [task], "max_new_tokens": limit} | kind

@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from lvlm_guard.evals.spec.items import Said
+
 Role = Literal["reference", "plain", "control", "matcher", "method", "adapter"]
 
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -18,9 +20,10 @@ CALIBRATED: tuple[Role, ...] = ("reference", "plain", "control")  # roles that a
 LIMITS = (32, 64, 128, 256, 512)  # token limits at which captions are scored beside their whole
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One row of the table; what says nothing here is as in `spec.items.Said`, with None for what was not measured."""
+@dataclass(frozen=True, kw_only=True)
+class Answer(Said):
+    """One row of the table: what was said, and by whom to what. What was not measured is None; what differs from run to
+    run, seconds and memory, is in the table of costs."""
 
     task: str
     split: str  # "test"; "val" for a calibration item, which is never reported as a result
@@ -28,24 +31,8 @@ class Answer:
     picture: str  # the unit of the statistics
     decoder: str  # who answered, for people; no code parses it
     role: str  # one of `ROLES`
-    text: str
     baseline: str | None = None  # the decoder that it is a control or variant of, or is compared with
     seed: int = 0  # which of the decoder's runs
-    score: float | None = None
-    mass: float | None = None
-    censored: bool = False
-    tokens: int = 0
-    ended: bool = True
-    cut_at: tuple[int, ...] | None = None
-    forwards: float | None = 0.0
-    local_forwards: float | None = 0.0
-    local_tokens: float | None = 0.0
-    masks: float | None = 0.0
-    failed: str | None = None
-    proof: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in SCHEMA.names}
 
 
 _TYPES = {
@@ -55,23 +42,26 @@ _TYPES = {
     "bool": pa.bool_(),
     "tuple[int, ...]": pa.list_(pa.int32()),
 }
-_OF = {f.name: (_TYPES[str(f.type).removesuffix(" | None")], str(f.type).endswith("None")) for f in fields(Answer)}
-_FIRST = ("task", "split", "item", "picture", "decoder", "baseline", "role", "seed", "text")
+_WHOSE = ("task", "split", "item", "picture", "decoder", "baseline", "role", "seed", "text")
+_FIRST = (*_WHOSE, "score", "mass", "censored", "tokens", "ended", "cut_at")
+_COSTLY = ("seconds", "peak_mib")
 
-SCHEMA = pa.schema([pa.field(name, *_OF[name]) for name in dict.fromkeys((*_FIRST, *_OF))])
+
+def _field(name: str, kind: str) -> pa.Field:
+    maybe = kind.endswith(" | None") or (kind == "float" and name != "seconds")  # what is counted may not be known
+    return pa.field(name, _TYPES[kind.removesuffix(" | None")], maybe)
+
+
+_FIELDS = {f.name: _field(f.name, str(f.type)) for f in fields(Answer)}
+
+SCHEMA = pa.schema([_FIELDS[name] for name in dict.fromkeys((*_FIRST, *_FIELDS)) if name not in _COSTLY])
 """Columns of `answers.parquet`; nothing in it differs from run to run."""
 
-COSTS = pa.schema(
-    [
-        *(SCHEMA.field(name) for name in ("task", "split", "item", "decoder", "seed")),
-        pa.field("seconds", pa.float32(), nullable=False),
-        pa.field("peak_mib", pa.float32()),
-    ]
-)
+COSTS = pa.schema([_FIELDS[name] for name in ("task", "split", "item", "decoder", "seed", *_COSTLY)])
 """Columns of `costs.parquet`: what differs from run to run, in the order of the answers."""
 
 
 def table_of(answers: Iterable[Answer | Mapping[str, Any]]) -> pa.Table:
     """Return answers as a table of `SCHEMA`."""
-    rows = [answer.to_dict() if isinstance(answer, Answer) else dict(answer) for answer in answers]
+    rows = [vars(answer) if isinstance(answer, Answer) else answer for answer in answers]
     return pa.Table.from_pylist(rows, schema=SCHEMA)

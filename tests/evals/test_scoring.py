@@ -201,7 +201,7 @@ def test_answers_that_turned_are_counted_against_greedy():
 def test_scores_that_can_not_be_ranked_give_no_auroc_and_a_warning(change, told):
     items, answers, *_ = scoring.questions()
     every = change.pop("every", 0)
-    rows = [one.to_dict() | (change if (i % every == 0 if every else i < 3) else {}) for i, one in enumerate(answers)]
+    rows = [vars(one) | (change if (i % every == 0 if every else i < 3) else {}) for i, one in enumerate(answers)]
     found = scoring.scored(items, rows, [scoring.decoder("greedy")], draws=20)
     for metric in ("auroc", "accuracy_matched", "tilt"):
         row = find(found["rows"], "greedy", "pope_all", metric)
@@ -212,7 +212,7 @@ def test_scores_that_can_not_be_ranked_give_no_auroc_and_a_warning(change, told)
 
 def test_few_censored_scores_are_ranked_and_their_number_told():
     items, answers, *_ = scoring.questions()
-    rows = [one.to_dict() | {"censored": i < 2} for i, one in enumerate(answers)]
+    rows = [vars(one) | {"censored": i < 2} for i, one in enumerate(answers)]
     found = scoring.scored(items, rows, [scoring.decoder("greedy")], draws=20)
     assert find(found["rows"], "greedy", "pope_all", "auroc")["value"] > 0.5
     assert any("2 scores are bounds" in warning for warning in found["warnings"])
@@ -231,7 +231,7 @@ def test_without_one_class_auroc_and_balanced_accuracy_are_not_there_and_a_warni
 def test_scores_before_and_after_a_cut_are_not_compared():
     items, answers, *_ = scoring.questions()
     _, cut, *_ = scoring.questions(name="agla")
-    rows = [one.to_dict() | ({"score": float("-inf")} if i < 9 else {}) for i, one in enumerate(cut)]
+    rows = [vars(one) | ({"score": float("-inf")} if i < 9 else {}) for i, one in enumerate(cut)]
     told = [scoring.decoder("greedy"), scoring.decoder("agla")]
     with pytest.raises(DataError, match="both kinds of score: those of agla are after a cut"):
         scoring.scored(items, [*answers, *rows], told)
@@ -278,7 +278,7 @@ def test_a_row_name_that_two_tasks_share_is_told_apart():
         (lambda items, answers: ([*items, items[0]], answers), "Item '0' of quiz stands twice"),
         (lambda items, answers: ([items[0] | {"truth": "perhaps"}, *items[1:]], answers), "must be 'yes' or 'no'"),
         (
-            lambda items, answers: (items, [answers[0].to_dict() | {"task": "x"}]),
+            lambda items, answers: (items, [vars(answers[0]) | {"task": "x"}]),
             "answers to x .test., of which no item",
         ),
     ],

@@ -42,7 +42,7 @@ def changed(items: Any, texts: Any, change: dict[tuple[str, str, int], dict[str,
             for seed, text in enumerate([one] if isinstance(one, str) else one):
                 new = change.get((name, item["item"], seed), {})
                 if new is not None:
-                    answers.append(scoring.answer(item, name, text, seed=seed).to_dict() | new)
+                    answers.append(vars(scoring.answer(item, name, text, seed=seed)) | new)
     seeds = {name: 1 if isinstance(said[0], str) else len(said[0]) for name, said in texts.items()}
     decoders = [scoring.decoder(name, seeds=seeds[name]) for name in texts]
     return scoring.scored(items, answers, decoders, draws=10, **more)

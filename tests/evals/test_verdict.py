@@ -161,7 +161,7 @@ def calibrated(n=1200, per=6):
         for name, scores in (("greedy", base), ("prompt-no", base - 0.3), ("agla", base - 1.0)):
             if split == "test" or name != "agla":
                 answers += [
-                    scoring.answer(item, name, YES if s > 0 else NO, score=float(np.float32(s)), mass=0.95).to_dict()
+                    vars(scoring.answer(item, name, YES if s > 0 else NO, score=float(np.float32(s)), mass=0.95))
                     | {"role": next(d["role"] for d in decoders() if d["name"] == name)}
                     for item, s in zip(asked, scores, strict=True)
                 ]

@@ -78,15 +78,15 @@ def saved(
     described = [decoder(name, len(texts[0])) | dict((decoders or {}).get(name, {})) for name, texts in given.items()]
     rows = [
         Answer(
-            task.name,
-            task.split,
-            item.key,
-            item.picture,
-            told["name"],
-            told["role"],
             text,
-            told["baseline"],
-            seed,
+            task=task.name,
+            split=task.split,
+            item=item.key,
+            picture=item.picture,
+            decoder=told["name"],
+            role=told["role"],
+            baseline=told["baseline"],
+            seed=seed,
             score=None if scores is None or told["name"] not in scores else scores[told["name"]][i],
             mass=None if scores is None else 1.0,
             tokens=len(text.split()),

@@ -34,8 +34,8 @@ def rows(runs: Runs, true: Any = TRUE, pictures: Any = PICTURES) -> dict[tuple[s
         for seed, (p, marks) in enumerate(each):
             for item, value, mark in zip(items, p, marks, strict=True):
                 said = probable(float(value), bool(mark))
-                known = {"seed": seed, "score": said.score, "mass": 1.0}
-                answers.append(Answer("mentions", "test", item.key, item.picture, name, role, said.text, **known))
+                known = {"task": "mentions", "split": "test", "item": item.key, "picture": item.picture, "role": role}
+                answers.append(Answer(said.text, decoder=name, seed=seed, score=said.score, mass=1.0, **known))
     task = EvalTask("mentions", "mentions", items, 8)
     found = results_of(task, table_of(answers), verifiers, [name for name in runs if name != CALIBRATED])
     return {(row["decoder"], row["baseline"], row["metric"]): row for row in found["rows"]}
