@@ -10,8 +10,9 @@ from lvlm_guard.combined import Combined
 from lvlm_guard.engine.method import Method
 from lvlm_guard.engine.session import EXECUTIONS, Execution
 from lvlm_guard.engine.subclass import plain_class
-from lvlm_guard.errors import KnobError, UnsupportedModelError, did_you_mean
+from lvlm_guard.errors import KnobError, UnsupportedModelError
 from lvlm_guard.families.family import Family
+from lvlm_guard.knobs import no_knob
 from lvlm_guard.methods import DEFAULT
 from lvlm_guard.pair import guard_off, install
 from lvlm_guard.proving.proofs import Check, proven
@@ -76,13 +77,9 @@ def resolve(method: Given, knobs: dict[str, Any] | None = None) -> Method:
             "such as methods.AGLA(alpha=1.0), or guard=False for a plain call."
         )
     names = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]  # every method is one
-    for knob in knobs or {}:
+    for knob, value in (knobs or {}).items():
         if knob not in names:
-            raise KnobError(
-                f"{kind.name} has no knob {knob!r}. "
-                + did_you_mean(knob, names)
-                + f"It has: {', '.join(names) or 'none'}."
-            )
+            raise no_knob(kind.name, knob, value, names)
     return kind(**(knobs or {}))
 
 

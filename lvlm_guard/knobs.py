@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any
 
-from lvlm_guard.errors import KnobError
+from lvlm_guard.errors import KnobError, did_you_mean
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 _BOOLS = dict.fromkeys(("true", "yes", "1"), True) | dict.fromkeys(("false", "no", "0"), False)
@@ -17,6 +18,15 @@ def defaults_of(method: str) -> dict[str, Any]:
     from lvlm_guard.methods import REGISTRY
 
     return {field.name: field.default for field in dataclasses.fields(REGISTRY.get(method)) if field.init}
+
+
+def no_knob(method: str, knob: str, value: Any, known: Iterable[str]) -> KnobError:
+    """Return the error of a knob that a method lacks, which says what else takes the value; `known` are its knobs."""
+    from lvlm_guard.methods import REGISTRY
+
+    other = f"{method}-{value}"
+    instead = f"The method {other!r} is that. " if other in REGISTRY.names() else did_you_mean(knob, known)
+    return KnobError(f"{method} has no knob {knob!r}. {instead}It has: {', '.join(known) or 'none'}.")
 
 
 def read_knob(knob: str, text: str, default: Any) -> Any:

@@ -36,14 +36,14 @@ class Offered:
 
 
 def offered_methods() -> dict[str, Offered]:
-    """Return the plain answer and every registered method that can be loaded and needs no statistics.
+    """Return the plain answer and every method to choose from that can be loaded and needs no statistics.
 
     Whoever opens the page sets numbers, switches and words from a list. Free texts stay the operator's: a matcher is
     a folder to read, a list of objects a file, a template grows as long as its writer wants.
     """
     methods = {GREEDY: Offered("What the model says by itself, the likeliest token each time.")}
     for row in found():
-        if row["kind"] != "method" or row["error"] or REGISTRY.get(row["name"]).needs_statistics:
+        if row["kind"] != "method" or row["error"] or row["parity"] or REGISTRY.get(row["name"]).needs_statistics:
             continue
         types, knobs, choices = get_type_hints(REGISTRY.get(row["name"])), {}, {}
         for knob, default in defaults_of(row["name"]).items():

@@ -22,7 +22,8 @@ def test_every_name_that_type_checkers_are_told_is_there(package):
 def test_a_method_is_one_module_and_one_line():
     folder = Path(methods.__file__).parent
     modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
-    assert modules == {name for name in methods.REGISTRY.names() if methods.REGISTRY.where(name).startswith("lvlm_")}
+    where = {name: methods.REGISTRY.where(name) for name in methods.REGISTRY.names()}
+    assert modules == {name for name in where if where[name].startswith("lvlm_guard.methods.")}
     assert all(len((folder / f"{module}.py").read_text().splitlines()) <= 120 for module in modules)
     lines = (folder / "__init__.py").read_text().splitlines()
     assert all(sum(f"methods.{module} " in line for line in lines) == 1 for module in modules)

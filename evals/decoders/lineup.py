@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 APC, MATCHED, MATCHER = "apc", "sample-matched", "matcher"
-ALL = "all"  # every method that is no experiment
+ALL = "all"  # every method that is no experiment, and no release with its defects
 _PLAINLY, _BESIDE = (False,), ("sample", "random")
 _ENDS = re.compile(f"-({'|'.join(_BESIDE)})$")
 
@@ -114,7 +114,7 @@ def adapters_of(settings: Settings) -> dict[str, tuple[str, ...]]:
 def methods_of(wanted: Iterable[str], knobs: Mapping[str, Mapping[str, Any]] | None = None) -> list[str]:
     """Return the registered names of the methods that `Settings.methods` asks for; `resolve` raises on one unknown.
 
-    "all" leaves out experiments, and methods whose statistics are not among the knobs.
+    "all" leaves out experiments, releases with their defects, and methods whose statistics are not among the knobs.
     """
     known = methods.REGISTRY.names()
     found: list[str] = []
@@ -122,7 +122,8 @@ def methods_of(wanted: Iterable[str], knobs: Mapping[str, Mapping[str, Any]] | N
         if name == ALL:
             kinds = {name: methods.REGISTRY.get(name) for name in known if name != APC}
             lacking = {name for name in kinds if kinds[name].needs_statistics and not (knobs or {}).get(name)}
-            found += [name for name, kind in kinds.items() if not kind.experimental and name not in lacking]
+            aside = {name for name, kind in kinds.items() if kind.experimental or kind.parity}
+            found += [name for name in kinds if name not in lacking | aside]
         elif name not in _NAMES:
             found.append(name if name in known else _ENDS.sub("", name))
     return list(dict.fromkeys(found))

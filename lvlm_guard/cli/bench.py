@@ -151,7 +151,7 @@ def bench(
         torch.set_num_threads(threads)
     if everything:
         lacking = [name for name in REGISTRY.names() if REGISTRY.get(name).needs_statistics]
-        methods = tuple(name for name in REGISTRY.names() if name not in lacking)
+        methods = tuple(name for name in REGISTRY.names() if name not in lacking and not REGISTRY.get(name).parity)
         say(f"Left out, since they need statistics of the model: {', '.join(lacking)}.")
     chosen = [method_of(name, None) for name in methods]
     busy = environment()["load"] or 0.0

@@ -15,9 +15,10 @@ from lvlm_guard.errors import MissingExtraError
 
 TITLES = {"method": "Methods", "matcher": "Matchers", "family": "Model families"}
 
-ABOUT = ("cost", "paper", "experimental")
+ASIDE = ("experimental", "parity")
+ABOUT = ("cost", "paper", *ASIDE)
 NOTHING: dict[str, Any] = {"does": "", "knobs": {}, "model_types": [], "changes": "", "cost": "", "paper": ""}
-NOTHING |= {"experimental": False, "error": None, "off": False}
+NOTHING |= dict.fromkeys(ASIDE, False) | {"error": None, "off": False}
 
 
 def methods(json: Json = False) -> None:
@@ -41,15 +42,15 @@ def methods(json: Json = False) -> None:
                 shown = row["error"] or row["does"]
                 knobs = ", ".join(f"{k}={v!r}" for k, v in row["knobs"].items()) or ", ".join(row["model_types"])
                 told = [row["changes"], row["cost"], row["paper"]] if kind == "method" else []
-                called = row["name"] + " (experimental)" * row["experimental"]
+                called = row["name"] + "".join(f" ({why})" for why in ASIDE if row[why])
                 table.add_row(called, *map(escape, (shown, *told, knobs, row["where"])))
         out().print(table)
 
 
 def found() -> list[dict[str, Any]]:
     """Return every registered name: kind, name, where, what it does, knobs; of a method what it changes ("logits",
-    "pictures", "cache"), its cost, its paper and whether it is experimental; the error if it can't be loaded, and
-    whether it merely is off, for want of an optional package.
+    "pictures", "cache"), its cost, its paper and whether it is an experiment, or a release with its defects; the error
+    if it can't be loaded, and whether it merely is off, for want of an optional package.
     """
     from lvlm_guard import families, matching
     from lvlm_guard import methods as decoding

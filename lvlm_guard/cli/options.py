@@ -114,12 +114,11 @@ def knob_value(method: str, knob: str, text: str) -> Any:
         UnknownNameError: no method has this name.
         KnobError: it has no such knob.
     """
-    from lvlm_guard.errors import KnobError
-    from lvlm_guard.knobs import defaults_of, read_knob
+    from lvlm_guard.knobs import defaults_of, no_knob, read_knob
 
     defaults = defaults_of(method)
     if knob not in defaults:
-        raise KnobError(f"{method} has no knob {knob!r}; it has {', '.join(defaults)}.")
+        raise no_knob(method, knob, text, defaults)
     return read_knob(knob, text, defaults[knob])
 
 

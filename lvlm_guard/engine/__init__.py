@@ -20,7 +20,7 @@ What methods are made of can be imported from here. `knobs` says how their field
 - `guarded`, on `subclass`: the dynamic subclass.
 """
 
-from lvlm_guard.engine.assembly import DEPTH, complement, contrast, cut, divergence, plausible, swapped_divergence
+from lvlm_guard.engine.assembly import DEPTH, complement, contrast, cut, divergence, plausible
 from lvlm_guard.engine.call import Call, replaced
 from lvlm_guard.engine.knobs import check_weight, choice, knob, limited, plausibility, weight
 from lvlm_guard.engine.method import (
@@ -39,5 +39,5 @@ from lvlm_guard.engine.steering import Pass, check_span, edited
 __all__ = [
     "DEPTH", "Branch", "Call", "Complement", "Constrained", "Contrast", "Method", "Pass", "Plausible", "Single",
     "Steering", "Step", "check_span", "check_weight", "choice", "complement", "contrast", "cut", "divergence", "edited",
-    "knob", "limited", "plausibility", "plausible", "replaced", "swapped_divergence", "weight",
+    "knob", "limited", "plausibility", "plausible", "replaced", "weight",
 ]  # fmt: skip

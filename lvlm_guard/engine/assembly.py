@@ -93,13 +93,3 @@ def divergence(logits: Tensor, other: Tensor) -> Tensor:
     # a token of probability 0 in both adds nothing, and -inf - -inf is NaN
     halves = p.exp() * (p - middle) + q.exp() * (q - middle)
     return halves.nan_to_num(nan=0.0).sum(-1).clamp(min=0) / 2
-
-
-def swapped_divergence(logits: Tensor, other: Tensor) -> Tensor:
-    """Return what the releases of DoLa and ReVisiT call the Jensen-Shannon divergence, [...] in nats.
-
-    KL from the middle to each of the two, and its mean over the tokens instead of their sum.
-    """
-    p, q = logits.softmax(-1), other.softmax(-1)
-    middle = (p + q) / 2
-    return ((middle * (middle / p).log()).mean(-1) + (middle * (middle / q).log()).mean(-1)) / 2

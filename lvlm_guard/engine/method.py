@@ -114,6 +114,8 @@ class Method(ABC):
         paper: where it is published, "ours" where nowhere else.
         cost: what it costs beside the plain answer, in a few words.
         experimental: True where evaluations of "all" methods leave it out.
+        parity: True of a release with its defects, there for its published numbers alone: it is asked for by name, and
+            no list to choose from has it.
         needs_statistics: True where they must be gathered first, on pictures of the user's: `lvlm_guard/measured.py`.
         asks_about_pictures: True where the method must know the pictures and the question themselves
             (a matcher reads them), so that inputs must come from a guarded processor.
@@ -124,6 +126,7 @@ class Method(ABC):
     paper: ClassVar[str] = ""
     cost: ClassVar[str] = ""
     experimental: ClassVar[bool] = False
+    parity: ClassVar[bool] = False
     needs_statistics: ClassVar[bool] = False
     asks_about_pictures: ClassVar[bool] = False
     sampled: ClassVar[bool] = True
@@ -246,47 +249,26 @@ class Plausible(Method):
 class Constrained(Plausible):
     """A method whose one branch only matters among the tokens that the plausibility constraint keeps.
 
-    Subclasses are dataclasses with the fields `alpha` (the branch's weight) and `beta`; `rule` joins the two. One with
-    `mode="official"` acts on the first token alone, as two published releases have it by a defect: they copy the global
-    branch's KV cache into the other one at every step, so that from the second token on both read the same picture.
+    Subclasses are dataclasses with the fields `alpha` (the branch's weight) and `beta`; `rule` joins the two.
     """
 
     alpha: float
-    mode: str = "paper"
 
     @staticmethod
     def rule(logits: Tensor, other: Tensor, alpha: float) -> Tensor:
         """Return both branches' logits as one."""
         return contrast(logits, other, alpha)
 
-    @property
-    def first_token_only(self) -> bool:
-        """Whether the branch acts on the first token alone."""
-        return self.mode == "official"
-
-    @property
-    def executions(self) -> tuple[str, ...]:
-        """Lazy alone where the branch acts on the first token only."""
-        return ("lazy",) if self.first_token_only else super().executions
-
     def decided(self, step: Step) -> Tensor:
         """Where one token is plausible, or the branch weighs nothing, its logits can't matter."""
         if self.alpha == 0:
             return torch.ones(len(step.logits), dtype=torch.bool, device=step.logits.device)
-        one_left = super().decided(step)
-        return one_left | (step.t > 1) if self.first_token_only else one_left
-
-    def other(self, step: Step, branches: tuple[Tensor, ...] | None, logits: Tensor) -> Tensor:
-        """Return the branch's logits, [R, V] in the dtype of `logits`, which stand in where it does not act."""
-        if branches is None:
-            return logits
-        other = branches[0].to(logits.dtype)
-        return torch.where((step.t > 1)[:, None], logits, other) if self.first_token_only else other
+        return super().decided(step)
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
         """Return the two by the rule, within the constraint; where the branch did not run, l stands in for it."""
-        assembled = self.rule(step.logits, self.other(step, branches, step.logits), self.alpha)
-        return cut(assembled, step.logits, self.kept(step))
+        other = step.logits if branches is None else branches[0].to(step.logits.dtype)
+        return cut(self.rule(step.logits, other, self.alpha), step.logits, self.kept(step))
 
 
 class Contrast(Constrained):

@@ -5,31 +5,17 @@ Global and Local Attention", CVPR 2025, arXiv:2406.12718. A matcher (BLIP-ITM wi
 pixels matter to the question; the rest is painted black; the logits for both pictures are added (eq. 8)
 within the plausibility constraint.
 
-Differs from the authors' release in `mode="paper"`: the local branch has a KV cache of its own (theirs
-copies the global one's at every step, so the masked picture acts on the first token only), and the
-arithmetic is float32. `mode="official"` reproduces the release: second token on, l + alpha * l.
+Differs from the authors' release: the local branch has a KV cache of its own (theirs copies the global
+one's at every step, so the masked picture acts on the first token only), and the arithmetic is float32.
+`agla-official` (`evals/decoders/published.py`) is the release.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from torch import Tensor
-
-from lvlm_guard.engine import (
-    Branch,
-    Call,
-    Complement,
-    Step,
-    choice,
-    complement,
-    cut,
-    knob,
-    plausibility,
-    plausible,
-    weight,
-)
+from lvlm_guard.engine import Branch, Call, Complement, choice, knob, plausibility, weight
 from lvlm_guard.matching.views import Frame, check_share, masked_view, matcher_of
 
 
@@ -41,7 +27,6 @@ class AGLA(Complement):
         alpha: weight of the local branch, >= 0; 2 in the paper. Equal branches are sharpened to
             temperature 1 / (1 + alpha): report sampling at that temperature beside it.
         beta: plausibility cut, a share of the best token's probability, 0 to 1; .5 in the paper.
-        mode: "paper", or "official" for parity with the published code.
         matcher: what finds the relevant pixels: a registered name, a hub id or folder, a matcher, or
             None for the model's default (`blip-itm`).
         frame: where the mask is painted. "squashed" is the paper's (the picture squeezed to the
@@ -56,9 +41,6 @@ class AGLA(Complement):
     asks_about_pictures: ClassVar[bool] = True
     alpha: float = weight(2.0)
     beta: float = plausibility(0.5)
-    mode: Literal["paper", "official"] = choice(
-        "paper", "official", give="'paper' or, for the published code's numbers, 'official'"
-    )
     matcher: Any = None
     frame: Frame = choice("auto", "squashed", "original")
     share: float | None = knob(None, check_share)
@@ -71,13 +53,3 @@ class AGLA(Complement):
         call.require_text()
         if not call.pictures.given:
             matcher_of(call, self.matcher)
-
-    def kept(self, step: Step) -> Tensor:
-        """Return the plausible tokens; official mode rounds the cutoff to the model's dtype, as the release does."""
-        return plausible(step.raw, self.beta) if self.mode == "official" else super().kept(step)
-
-    def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        """Return l + alpha * l_local within the constraint; official mode computes in the model's dtype."""
-        logits = step.raw if self.mode == "official" else step.logits
-        assembled = complement(logits, self.other(step, branches, logits), self.alpha)
-        return cut(assembled.to(step.logits.dtype), step.logits, self.kept(step))

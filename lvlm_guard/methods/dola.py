@@ -5,9 +5,9 @@ arXiv:2309.03883; voidism/DoLa at 805230e. With e_j the head over the output of 
 
     s = lp - log_softmax(e_j)    within the plausibility constraint on lp,  j = argmax divergence(p, softmax e_j)
 
-Differs from the release in `mode="paper"`: the divergence is Jensen-Shannon's (there the arguments of KL are swapped
-and it is averaged over the vocabulary), and each row chooses its own layer (there the batch does). `mode="official"`
-has the release's divergence, by row.
+Differs from the release: the divergence is Jensen-Shannon's (there the arguments of KL are swapped and it is averaged
+over the vocabulary), and each row chooses its own layer (there the batch does). `dola-official`
+(`evals/decoders/published.py`) has the release's divergence, by row.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine import Call, Plausible, Step, choice, cut, divergence, plausibility, swapped_divergence
+from lvlm_guard.engine import Call, Plausible, Step, choice, cut, divergence, plausibility
 from lvlm_guard.errors import KnobError
 
 
@@ -31,14 +31,17 @@ class DoLa(Plausible):
         candidates: "low" (every second layer of the first half, for long answers), "high" (of the second half, for
             short ones), or counts of layers below the state that is read, 0 for the embeddings.
         beta: plausibility cut, the release's relative_top, 0 to 1.
-        mode: "paper", or "official" for the published code's choice of the layer.
     """
 
     paper: ClassVar[str] = "arXiv:2309.03883"
     cost: ClassVar[str] = "a few more heads at undecided steps"
     candidates: Literal["low", "high"] | tuple[int, ...] = choice("low", "high", tuples="counts, such as (2, 4)")
     beta: float = plausibility(0.1)
-    mode: Literal["paper", "official"] = choice("paper", "official")
+
+    @staticmethod
+    def apart(logits: Tensor, other: Tensor) -> Tensor:
+        """Return how far two next-token distributions are apart, [...] in nats."""
+        return divergence(logits, other)
 
     def states(self, depth: int, tied: bool) -> list[int]:
         """Return which states are read, as counts of layers below them.
@@ -76,9 +79,7 @@ class DoLa(Plausible):
             return cut(step.logits, step.logits, keep)
         states = [step.hidden(state - 1) if state else _embedded(step) for state in self._states(step.call)]
         early = step.call.decoder.lens(torch.stack(states), norm=False).to(step.logits.dtype)  # [J, R, V]
-        measure = swapped_divergence if self.mode == "official" else divergence
-        apart = [measure(step.logits, each) for each in early]
-        chosen = torch.stack(apart).argmax(0)
+        chosen = torch.stack([self.apart(step.logits, each) for each in early]).argmax(0)
         rows = torch.arange(len(chosen), device=chosen.device)
         contrasted = step.logits.log_softmax(-1) - early[chosen, rows].log_softmax(-1)
         return cut(contrasted, step.logits, keep)

@@ -86,5 +86,5 @@ class PAI(Constrained):
         if self.gamma == 1:
             return step.logits
         lp = step.logits.log_softmax(-1)
-        other = self.other(step, branches, lp) if branches is None else branches[0].to(lp.dtype).log_softmax(-1)
+        other = lp if branches is None else branches[0].to(lp.dtype).log_softmax(-1)
         return cut(contrast(lp, other, self.gamma - 1), step.logits, self.kept(step))

@@ -6,10 +6,11 @@ positions the states h_c after some layers are kept. Within what the plausibilit
 
     p = softmax(l),  q_c = softmax(head(h_c)),  s = log p + log q_c*,  c* = argmin over c of divergence(p, q_c)
 
-Where p and q agree, this is plain decoding at temperature 1/2. Differs from the release in `mode="paper"`: the
-divergence is Jensen-Shannon's, as the paper says (there the arguments of KL are swapped), and every state is read
-through the final norm (there only the last layer's is). `mode="official"` has the release's two. In both, rows choose
-for themselves, and the embeddings, which the release reads where the head is not tied to them, are no candidates.
+Where p and q agree, this is plain decoding at temperature 1/2. Differs from the release: the divergence is
+Jensen-Shannon's, as the paper says (there the arguments of KL are swapped), and every state is read through the final
+norm (there only the last layer's is). `revisit-official` (`evals/decoders/published.py`) has the release's two. In
+both, rows choose for themselves, and the embeddings, which the release reads where the head is not tied to them, are
+no candidates.
 """
 
 from __future__ import annotations
@@ -22,18 +23,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine import (
-    Call,
-    Pass,
-    Plausible,
-    Single,
-    Step,
-    choice,
-    cut,
-    divergence,
-    plausibility,
-    swapped_divergence,
-)
+from lvlm_guard.engine import Call, Pass, Plausible, Single, Step, choice, cut, divergence, plausibility
+from lvlm_guard.engine.steering import Decoder
 from lvlm_guard.errors import KnobError
 
 
@@ -45,14 +36,23 @@ class ReVisiT(Single, Plausible):
         early: whose states are candidates: "last" (the last layer's, for LLaVA-1.5 in the release), "all" (every second
             layer's and the last, for Qwen2.5-VL), or counts of layers, 1 for the output of the first.
         beta: plausibility cut, 0 to 1; 1e-5 in the release.
-        mode: "paper", or "official" for the published code's divergence and reading of earlier layers.
     """
 
     paper: ClassVar[str] = "arXiv:2506.09522"
     cost: ClassVar[str] = "a head over the image tokens, of the plausible words, at undecided steps"
     early: Literal["last", "all"] | tuple[int, ...] = choice("last", "all", tuples="counts of layers, such as (16, 32)")
     beta: float = plausibility(1e-5)
-    mode: Literal["paper", "official"] = choice("paper", "official")
+
+    @staticmethod
+    def apart(logits: Tensor, other: Tensor) -> Tensor:
+        """Return how far two next-token distributions are apart, [...] in nats."""
+        return divergence(logits, other)
+
+    @staticmethod
+    def normed(states: Tensor, layer: int, decoder: Decoder) -> Tensor:
+        """Return the states after a layer as the head reads them."""
+        normed: Tensor = decoder.norm(states)
+        return normed
 
     def matched_temperature(self) -> float | None:
         """Return 1/2, which it comes to where the image token says what the model says."""
@@ -82,13 +82,11 @@ class ReVisiT(Single, Plausible):
         decoder, layers, shown = passed.call.decoder, self.layers(passed.call), passed.call.image_positions
         kept: dict[int, list[Tensor]] = passed.call.memory.setdefault(self.name, {})
         fresh = {request: passed.request.index(request) for request in set(passed.request)}
-        last = len(decoder) - 1
 
         def see(index: int, given: Tensor) -> None:
             for request, row in fresh.items():
                 states = passed.prompts(given)[row][shown[request].to(given.device)]
-                plain = self.mode == "official" and layers[index] != last
-                kept.setdefault(request, []).append(states if plain else decoder.norm(states))
+                kept.setdefault(request, []).append(self.normed(states, layers[index], decoder))
 
         if passed.from_the_start():
             kept.clear()
@@ -96,7 +94,7 @@ class ReVisiT(Single, Plausible):
             yield
 
     def assemble(self, step: Step, branches: tuple[Tensor, ...] | None) -> Tensor:
-        keep, measure = step.plausible(self.beta), swapped_divergence if self.mode == "official" else divergence
+        keep = step.plausible(self.beta)
         assembled, kept = step.logits.clone(), step.call.memory[self.name]
         for row in (keep.sum(-1) > 1).nonzero().flatten().tolist():
             states = [each for each in kept[step.request[row]] if len(each)]
@@ -104,5 +102,5 @@ class ReVisiT(Single, Plausible):
                 words = keep[row].nonzero().flatten()
                 p = step.logits[row, words].log_softmax(-1)
                 read = torch.cat([step.call.decoder.words(each, words).to(p) for each in states]).log_softmax(-1)
-                assembled[row, words] = p + read[measure(p[None], read).argmin()]
+                assembled[row, words] = p + read[self.apart(p[None], read).argmin()]
         return cut(assembled, step.logits, keep)

@@ -6,20 +6,20 @@ Contrastive Decoding", CVPR 2024, arXiv:2311.16922; knobs and schedule as in the
 
 Differs from the release: each picture's noise comes from a generator of its own, seeded by `seed` and
 the picture's content, so a picture's answer does not depend on its neighbours in the batch, and the
-sampler's random stream is left alone. `mode="official"` reproduces the release before its cache fix
-(c637c85), with which the published numbers were made: the noise acts on the first token only.
+sampler's random stream is left alone. `vcd-official` (`evals/decoders/published.py`) is the release
+before its cache fix, with which the published numbers were made.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lvlm_guard.engine import Branch, Call, Contrast, choice, limited, plausibility, weight
+from lvlm_guard.engine import Branch, Call, Contrast, limited, plausibility, weight
 from lvlm_guard.engine.pictures import noise, units
 from lvlm_guard.errors import MissingViewError, UnsupportedCallError
 
@@ -41,7 +41,6 @@ class VCD(Contrast):
         beta: plausibility cut, 0 to 1; .1 in the release (its POPE script passes .2).
         noise_step: noise level on the normalised pixels, 0 (almost clean) to 999 (nearly pure noise).
         seed: seed of the noise; together with a picture's pixels it fixes that picture's noise.
-        mode: "paper", or "official" for the noise on the first token only.
     """
 
     paper: ClassVar[str] = "arXiv:2311.16922"
@@ -54,7 +53,6 @@ class VCD(Contrast):
         lambda step: isinstance(step, int) and step in range(SCHEDULE),
     )
     seed: int = 0
-    mode: Literal["paper", "official"] = choice("paper", "official")
 
     def branches(self) -> tuple[Branch, ...]:
         return (Branch("noised", pixels=self.view),)

@@ -44,12 +44,10 @@ def request_arguments(method: Method) -> dict[str, str | float]:
     """Return what `vllm_xargs` says of a method: the inverse of `method_of`.
 
     Raises:
-        ServeError: the method, or its mode, is none of the twin engine's.
+        ServeError: the method is none of the twin engine's.
     """
     if method.name not in TWIN:
         raise ServeError(f"The twin engine has no method {method.name!r}; it has {', '.join(TWIN)}.")
-    if getattr(method, "mode", "paper") != "paper":
-        raise ServeError(f"{method.name} with mode={method.mode!r} can't be served: leave mode out.")  # type: ignore[attr-defined]
     return {GUARD: method.name} | {f"{GUARD}_{knob}": getattr(method, knob) for knob in KNOBS[method.name]}
 
 

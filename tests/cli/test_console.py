@@ -96,8 +96,8 @@ def test_a_method_that_cannot_be_had_says_why(name: str, reason: str) -> None:
 
 
 def test_knobs_are_read_as_the_type_of_their_default() -> None:
-    made = method_of("agla", ["alpha=1", "mode=official", "matcher=none", "beta=.25"])
-    assert (made.alpha, made.mode, made.matcher, made.beta) == (1.0, "official", None, 0.25)
+    made = method_of("agla", ["alpha=1", "frame=original", "matcher=none", "beta=.25"])
+    assert (made.alpha, made.frame, made.matcher, made.beta) == (1.0, "original", None, 0.25)
     assert method_of("agla", ["matcher=my/blip"]).matcher == "my/blip"
     assert method_of("vcd", ["seed=3"]).seed == 3
 

@@ -46,7 +46,7 @@ class Hide(Constrained):
         if branches is not None:
             rows = range(len(step.request))
             self.said.extend((tuple(step.prefix(row)), step.request[row], branches[0][row].clone()) for row in rows)
-        other = self.other(step, branches, step.logits)
+        other = step.logits if branches is None else branches[0]
         return cut(complement(step.logits, other, self.alpha), step.logits, self.kept(step))
 
 

@@ -16,6 +16,7 @@ from lvlm_guard import guard, methods, unguard
 from lvlm_guard.engine.call import Call
 from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.errors import UnsupportedCallError
+from lvlm_guard.evals.decoders.published import AGLAOfficial, VCDOfficial
 from lvlm_guard.matching import local_view
 
 STEPS = 14
@@ -94,12 +95,13 @@ def test_tokens_equal_a_recomputation_from_scratch(pair, rule, knobs, sample, ex
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_official_mode_reads_the_masked_picture_at_the_first_token_only(pair, execution):
+@pytest.mark.parametrize("chosen", [AGLAOfficial(matcher=Brightness()), VCDOfficial(beta=0.3)], ids=lambda m: m.name)
+def test_the_releases_read_the_second_picture_at_the_first_token_only(pair, chosen, execution):
     model, _ = pair
-    inputs, chosen = inputs_of(pair), agla(mode="official")
+    inputs, rule = inputs_of(pair), chosen.name.removesuffix("-official")
     with torch.no_grad():
-        second = second_view(pair, inputs, "agla", chosen)
-        expected = recompute.decode(model, inputs, second, "agla", 2.0, 0.5, STEPS, official=True)
+        second = second_view(pair, inputs, rule, chosen)
+        expected = recompute.decode(model, inputs, second, rule, chosen.alpha, chosen.beta, STEPS, official=True)
     out = model.generate(
         **inputs,
         max_new_tokens=STEPS,

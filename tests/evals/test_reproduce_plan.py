@@ -46,7 +46,7 @@ def test_every_cell_is_the_papers_protocol_with_its_controls_in_one_mode() -> No
     for cell in plan():
         told = cell.settings
         assert (told.preset, told.seeds, told.split) == ("paper-agla", 3, "test")
-        assert told.knobs == {"agla": {"mode": cell.mode}}
+        assert told.methods[-1] == ("agla" if cell.mode == "paper" else "agla-official")
         assert told.controls == (cell.mode == "paper")
         # greedy, agla; three seeds of sample, agla-sample; and of sample-matched, apc, agla-random in the paper's mode,
         # with the two prompts of the yes/no controls

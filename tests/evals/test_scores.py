@@ -18,6 +18,7 @@ from lvlm_guard.engine.trace import GuardTrace
 from lvlm_guard.evals.decoders.decoder import SAMPLED, Decoder
 from lvlm_guard.evals.decoders.logits import first_token_scores, odds_of, spellings
 from lvlm_guard.evals.decoders.matchers import RandomMap
+from lvlm_guard.evals.decoders.published import AGLAOfficial
 from lvlm_guard.evals.infer import generate
 from lvlm_guard.evals.infer.generate import Asker, matcher_answers, prepare, prepare_run
 from lvlm_guard.evals.spec.items import EvalTask, Item
@@ -148,13 +149,13 @@ def from_scratch(pair, item, method):
         other = {"pixel_values": processor.image_processor(images=[seen], return_tensors="pt")["pixel_values"].double()}
     with torch.inference_mode():
         plain, second = (recompute.logits_of(model, given) for given in (state, state | other))
-    return allowed(model, recompute.published(method.name, plain, second, method.alpha, 0))
+    return allowed(model, recompute.published(method.name.removesuffix("-official"), plain, second, method.alpha, 0))
 
 
 METHODS = {
     "agla": methods.AGLA(matcher=Brightness()),
     "agla-weak": methods.AGLA(matcher=Brightness(), alpha=0.7, beta=0.99),
-    "agla-official": methods.AGLA(matcher=Brightness(), mode="official"),
+    "agla-official": AGLAOfficial(matcher=Brightness()),
     "agla-random": methods.AGLA(matcher=RandomMap(Brightness(), 3)),
     "vcd": methods.VCD(beta=1.0),
 }

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from lvlm_guard import methods
-from lvlm_guard.engine.assembly import swapped_divergence
 from lvlm_guard.engine.method import Step
 from lvlm_guard.errors import KnobError
+from lvlm_guard.evals.decoders.published import DoLaOfficial, swapped_divergence
 from lvlm_guard.methods import adaiat, vti
 from lvlm_guard.methods.revis import moved, orthogonal
 from lvlm_guard.methods.rudder import direction
@@ -77,8 +77,8 @@ def test_dola():
     rows = [torch.tensor([each], dtype=torch.float64) for each in (logits, *early)]
     close([float(swapped_divergence(rows[0], each)) for each in rows[1:]], [0.346115, 0.305536])
     p, first, second = (each.log_softmax(-1)[0] for each in rows)
-    for mode, chosen in (("paper", second), ("official", first)):  # they choose different layers
-        found = assembled(methods.DoLa(candidates=(1, 2), mode=mode, beta=0.0), None, logits=logits, early=early)
+    for kind, chosen in ((methods.DoLa, second), (DoLaOfficial, first)):  # they choose different layers
+        found = assembled(kind(candidates=(1, 2), beta=0.0), None, logits=logits, early=early)
         close(found.tolist(), (p - chosen).tolist())
 
 
@@ -164,7 +164,7 @@ def test_adaiat():
     [
         ("icd", {"place": "nowhere"}), ("icd", {"beta": 2}), ("m3id", {"gate": 0}), ("m3id", {"lam": -1}),
         ("m3id", {"first": 2}), ("pai", {"gamma": 0.5}), ("pai", {"start": -1}), ("iat", {"layers_from": 0.9}),
-        ("dola", {"candidates": "middle"}), ("dola", {"mode": "mine"}), ("deco", {"top_p": 0}),
+        ("dola", {"candidates": "middle"}), ("deco", {"top_p": 0}),
         ("deco", {"layers_to": 2}), ("rudder", {"floor": 2}), ("rudder", {"alpha": -1}), ("vista", {"alpha": 2}),
         ("vista", {"late_from": 1.0}), ("revis", {"k": 2}), ("revis", {"tau": -2}),
         ("vti", {"alpha": -1}), ("adaiat", {"layers_from": 0.9}), ("adaiat", {"mode": "mine"}),

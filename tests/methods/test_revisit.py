@@ -7,9 +7,10 @@ import tiny
 import torch
 
 from lvlm_guard import guard, methods, unguard
-from lvlm_guard.engine.assembly import divergence, swapped_divergence
+from lvlm_guard.engine.assembly import divergence
 from lvlm_guard.engine.method import Step
 from lvlm_guard.errors import KnobError, UnsupportedCallError
+from lvlm_guard.evals.decoders.published import ReVisiTOfficial, swapped_divergence
 
 L, F, OTHER = [2.0, 1.8, 0.0, -1.0], [2.5, 1.0, 0.5, -3.0], [0.0, 2.0, 1.0, -1.0]
 
@@ -20,7 +21,7 @@ def rows(*given):
 
 def assembled(method, logits, *candidates):
     decoder = SimpleNamespace(words=lambda states, words: states[:, words])
-    call = SimpleNamespace(decoder=decoder, memory={"revisit": {0: [rows(*candidates)]}})
+    call = SimpleNamespace(decoder=decoder, memory={method.name: {0: [rows(*candidates)]}})
     step = Step(rows(logits), rows(logits), torch.tensor([1]), [0], lambda row: [], call)
     return method.assemble(step, None)[0]
 
@@ -41,8 +42,8 @@ def test_the_release_s_divergence_can_choose_another_token():
     plain, z1, z2 = [0.0, -1.1, -1.7], [6.1, -0.2, -4.0], [-1.3, 1.4, -1.0]
     for measure, figures in ((swapped_divergence, (0.135252, 0.112700)), (divergence, (0.130434, 0.252583))):
         assert [float(measure(rows(plain), rows(z))) for z in (z1, z2)] == pytest.approx(figures, abs=1e-6)
-    for mode, chosen in (("paper", z1), ("official", z2)):
-        found = assembled(methods.ReVisiT(mode=mode, beta=0.0), plain, z1, z2)
+    for kind, chosen in ((methods.ReVisiT, z1), (ReVisiTOfficial, z2)):
+        found = assembled(kind(beta=0.0), plain, z1, z2)
         expected = rows(plain).log_softmax(-1) + rows(chosen).log_softmax(-1)
         torch.testing.assert_close(found, expected[0])
 
@@ -67,11 +68,11 @@ def asked(pair, texts=("Is there a dog?", "What?")):
     return inputs.to(torch.float64)
 
 
-@pytest.mark.parametrize("mode", ["paper", "official"])
-def test_its_logits_are_those_of_a_plain_pass_over_the_prompt(pair, mode):
+@pytest.mark.parametrize("kind", [methods.ReVisiT, ReVisiTOfficial])
+def test_its_logits_are_those_of_a_plain_pass_over_the_prompt(pair, kind):
     model, inputs = pair[0], asked(pair)
     length, beta = inputs["input_ids"].shape[1], 1e-3
-    method = methods.ReVisiT(early=(2, 3), mode=mode, beta=beta)
+    method, official = kind(early=(2, 3), beta=beta), kind is ReVisiTOfficial
     how = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     out = model.generate(**inputs, guard=method, **how)
     for row in range(2):
@@ -85,7 +86,7 @@ def test_its_logits_are_those_of_a_plain_pass_over_the_prompt(pair, mode):
             seen = model(**whole, output_hidden_states=True)
         shown = ids[0] == model.config.image_token_id
         second, last = (seen.hidden_states[k][0, shown] for k in (2, 3))  # the last one is normed
-        if mode == "paper":
+        if not official:
             second = model.model.language_model.norm(second)
         candidates = model.lm_head(torch.cat([second, last]))
         for place in range(4):
@@ -94,10 +95,10 @@ def test_its_logits_are_those_of_a_plain_pass_over_the_prompt(pair, mode):
             q = candidates[:, some].log_softmax(-1)
             p = logits[some].log_softmax(-1)
             m = (p.exp() + q.exp()) / 2
-            if mode == "paper":
-                apart = ((p.exp() * (p - m.log())).sum(-1) + (q.exp() * (q - m.log())).sum(-1)) / 2
-            else:
+            if official:
                 apart = ((m * (m.log() - p)).mean(-1) + (m * (m.log() - q)).mean(-1)) / 2
+            else:
+                apart = ((p.exp() * (p - m.log())).sum(-1) + (q.exp() * (q - m.log())).sum(-1)) / 2
             expected = logits[some] if some.sum() == 1 else p + q[apart.argmin()]
             torch.testing.assert_close(out.logits[place][row, some].double(), expected, rtol=0, atol=1e-5)
 
@@ -108,7 +109,7 @@ def test_beta_one_is_greedy(pair):
     assert torch.equal(found, pair[0].generate(**asked(pair), guard=False, **how))
 
 
-@pytest.mark.parametrize("knobs", [{"early": "first"}, {"mode": "mine"}, {"beta": 2}], ids=str)
+@pytest.mark.parametrize("knobs", [{"early": "first"}, {"beta": 2}], ids=str)
 def test_a_knob_out_of_range_is_an_error(knobs):
     with pytest.raises(KnobError):
         methods.ReVisiT(**knobs)

@@ -223,8 +223,9 @@ def test_only_numbers_switches_and_listed_words_can_be_set_from_the_page(backend
     offered = offered_methods()
     assert next(iter(offered)) == GREEDY
     assert set(offered["vote"].knobs) == {"lam", "beta", "again", "ends", "by_word", "prefetch"}
-    assert set(offered["agla"].knobs) == {"alpha", "beta", "mode", "frame", "share"}
-    assert offered["agla"].choices["mode"] == ("paper", "official")
+    assert set(offered["agla"].knobs) == {"alpha", "beta", "frame", "share"}
+    assert offered["agla"].choices["frame"] == ("auto", "squashed", "original")
+    assert "agla-official" not in offered
     for method in offered.values():
         assert not {"matcher", "objects", "template", "claim"} & set(method.knobs)
     with pytest.raises(KeyError):

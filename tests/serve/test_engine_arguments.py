@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lvlm_guard.errors import GuardError, KnobError
+from lvlm_guard.evals.decoders.published import AGLAOfficial
 from lvlm_guard.methods import AGLA, APC, VCD, Vote
 from lvlm_guard.serve.engine.arguments import method_of, request_arguments, view_arguments
 from lvlm_guard.serve.errors import ServeError
@@ -66,8 +67,8 @@ def test_a_knob_out_of_range_is_refused(knobs: dict[str, float]) -> None:
 def test_a_method_that_the_twin_engine_does_not_have_is_refused() -> None:
     with pytest.raises(ServeError, match="no method 'vote'"):
         request_arguments(Vote())
-    with pytest.raises(ServeError, match="official"):
-        request_arguments(AGLA(mode="official"))
+    with pytest.raises(ServeError, match="no method 'agla-official'"):
+        request_arguments(AGLAOfficial())
 
 
 def test_the_second_views_are_told_by_the_method() -> None:

@@ -85,7 +85,7 @@ def working(name: str) -> tuple[list[str], dict[str, str]]:
     pair = make(name)
     with wide_windows():
         wide = make(name)
-    for method in methods.REGISTRY.names():
+    for method in (name for name in methods.REGISTRY.names() if not methods.REGISTRY.get(name).parity):
         chosen = wide if method == "focus" else pair
         model, processor = guard(*chosen, method, **_loose(method, Brightness(), chosen[0]))
         family = model._lvlm_guard.family

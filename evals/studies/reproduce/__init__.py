@@ -157,7 +157,7 @@ def _drawn(run: Run) -> _Drawn:
     roles = {
         "regular": [d for d in decoders if d["role"] == "plain"],
         "matched": [d for d in plain if d["options"].get("temperature", 1) < 1],
-        "agla": [d for d in decoders if (d["role"], d["method"], d["sampled"]) == ("method", "agla", True)],
+        "agla": [d for d in decoders if (d["role"], d["sampled"]) == ("method", True)],
     }
     found = {method: mine[-1]["name"] for method, mine in roles.items() if mine}
     return Measured(tally, decoders, found["regular"], dict.fromkeys(tally.rows, 1)), found

@@ -23,7 +23,7 @@ REFUSED: list[tuple[dict[str, Any], type[GuardError], str]] = [
     ({"methods": ("agla", "agla-random")}, DataError, "'agla-random' needs the matcher itself"),
     ({"methods": ("agla", "matcher")}, DataError, "'matcher' needs the matcher itself"),
     ({"model": "embedded-agla", "methods": ("greedy",)}, RunError, "answers with the guard agla on.*the plain name"),
-    ({"knobs": {"agla": {"mode": "official"}}}, KnobError, "takes no knob 'mode' for agla. It has: alpha, beta"),
+    ({"knobs": {"agla": {"frame": "original"}}}, KnobError, "takes no knob 'frame' for agla. It has: alpha, beta"),
     ({"knobs": {"agla": {"alpha": -1}}}, KnobError, "alpha"),
     ({"device": "cuda"}, DataError, "device is the server's own"),
     ({"dtype": "float16"}, DataError, "dtype is the server's own"),
