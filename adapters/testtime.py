@@ -6,59 +6,31 @@ Pure functions on features and scores, so that they work for any matcher; a stat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
-from lvlm_guard.errors import KnobError
-
 Logits = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Cache:
-    """Remembered features with the classes they were taken for.
-
-    Source: TFUP (arXiv:2404.16339), E4; constants are those of cache adapters (Tip-Adapter, arXiv:2111.03930).
-
-    Args:
-        keys: [k, d] normalised.
-        values: [k, classes], one-hot pseudo-labels.
-        shares: [k, classes], the probabilities that CLIP gave them.
-        beta: sharpness of the affinity.
-        weight: of the remembered in the sum; 0 is CLIP.
-    """
-
-    keys: Tensor
-    values: Tensor
-    shares: Tensor
-    beta: float = 5.5
-    weight: float = 1.0
-
-    def affinity(self, features: Tensor) -> Tensor:
-        """Return exp(-beta (1 - cos)), [n, k]."""
-        return torch.exp(-self.beta * (1 - features @ self.keys.T))
-
-    def __call__(self, features: Tensor, p: Tensor) -> Tensor:
-        """Return scores of classes [n, classes], CLIP's probabilities p and what is remembered of pictures alike.
-
-        An affinity counts as far as CLIP's probabilities are alike too.
-        """
-        if self.weight == 0:
-            return p
-        alike = normalize(p, dim=-1) @ normalize(self.shares, dim=-1).T
-        return p + self.weight * (self.affinity(features) * alike) @ self.values
+BETA, MOST = 5.5, 16
+"""Sharpness of the affinity, and pictures of a class that are remembered, as in Tip-Adapter (arXiv:2111.03930)."""
 
 
-def cache(features: Tensor, p: Tensor, *, most: int = 16, **options: float) -> Cache:
+def remembered(features: Tensor, p: Tensor) -> dict[str, Tensor]:
     """Return what to remember of pictures without labels: of each pseudo-class those that CLIP is surest of.
 
-    Those that are sure and near the mean of their class alike: confidence times the cosine with its prototype. Features
-    [n, d] are normalised, p [n, classes] are CLIP's probabilities; options are `beta` and `weight` of `Cache`.
+    Those that are sure and near the mean of their class alike: confidence times the cosine with its prototype.
+    Source: TFUP (arXiv:2404.16339), E4.
+
+    Args:
+        features, p: [n, d] normalised, and CLIP's probabilities [n, classes].
+
+    Returns:
+        `keys` [k, d], `values` [k, classes], one-hot pseudo-labels, and `shares` [k, classes], CLIP's probabilities.
     """
     best, label = p.max(1)
     kept = []
@@ -66,39 +38,30 @@ def cache(features: Tensor, p: Tensor, *, most: int = 16, **options: float) -> C
         own = torch.nonzero(label == name)[:, 0]
         proto = normalize(features[own].mean(0), dim=0)
         worth = best[own] * (features[own] @ proto)
-        kept.append(own[worth.argsort(descending=True)[:most]])
+        kept.append(own[worth.argsort(descending=True)[:MOST]])
     chosen = torch.cat(kept)
-    values = one_hot(label[chosen], p.shape[1]).to(p)
-    return Cache(features[chosen], values, p[chosen], **options)
+    return {"keys": features[chosen], "values": one_hot(label[chosen], p.shape[1]).to(p), "shares": p[chosen]}
 
 
-def against(positive: Tensor, negative: Tensor, tau: float = 0.01) -> Tensor:
-    """Return sum exp(s+ / tau) / (sum exp(s+ / tau) + sum exp(s- / tau)) over the last dimension, in [0, 1].
+def recalled(features: Tensor, p: Tensor, held: Mapping[str, Tensor]) -> Tensor:
+    """Return scores of classes [n, classes], CLIP's probabilities p and what is `remembered` of pictures alike.
 
-    Source: NegLabel (arXiv:2403.20078), on which LAPT (arXiv:2407.08966) is trained, E5. With a claim and its synonyms
-    as positives and swaps as negatives it says that the claim holds rather than one of those (E6).
+    The affinity exp(-beta (1 - cos)) counts as far as CLIP's probabilities are alike too.
     """
-    return torch.sigmoid(torch.logsumexp(positive / tau, -1) - torch.logsumexp(negative / tau, -1))
+    affinity = torch.exp(-BETA * (1 - features @ held["keys"].T))
+    alike = normalize(p, dim=-1) @ normalize(held["shares"], dim=-1).T
+    return p + (affinity * alike) @ held["values"]
 
 
-def mine(positive: Tensor, names: Sequence[str], features: Tensor, k: int, quantile: float = 0.5) -> list[str]:
-    """Return k names of a list that are farthest from all positives, but not the very farthest share.
+def mine(positive: Tensor, names: Sequence[str], features: Tensor, k: int) -> list[str]:
+    """Return k names of a list that are far from all positives, but not the very farthest.
 
-    Source: NegLabel (arXiv:2403.20078): a low quantile of similarity; what lies farthest of all is mostly no word.
-
-    Args:
-        positive: [p, d] normalised features of what is asked.
-        features: [n, d] of the names.
-        quantile: of the similarity to the nearest positive, above which names are too near.
-
-    Raises:
-        KnobError: names and features do not fit, or the quantile is outside 0 to 1.
+    Source: NegLabel (arXiv:2403.20078): a low quantile of similarity, here the median of the similarity to the nearest
+    positive; what lies farthest of all is mostly no word. Normalised features: [p, d] of what is asked, [n, d] of the
+    names.
     """
-    if len(names) != len(features) or not 0 <= quantile <= 1:
-        given = f"{len(names)} names with {len(features)} features, quantile {quantile}"
-        raise KnobError(f"{given}: give one each, 0 to 1.")
     near = (features @ positive.T).amax(1)
-    limit = near.quantile(quantile) if len(near) else near.new_zeros(())
+    limit = near.quantile(0.5) if len(near) else near.new_zeros(())
     order = [int(place) for place in near.argsort(descending=True) if near[place] <= limit]
     return [names[place] for place in order[:k]]
 

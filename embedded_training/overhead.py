@@ -26,8 +26,7 @@ from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training import ranker
 from lvlm_guard.adapters.training.ranker import RankingTask
 from lvlm_guard.adapters.training.recipe import Recipe
-from lvlm_guard.adapters.training.tasks import train
-from lvlm_guard.adapters.training.trainer import learning
+from lvlm_guard.adapters.training.trainer import learning, train
 from lvlm_guard.bench.intervals import median_ratio
 from lvlm_guard.cli.console import print_json
 from lvlm_guard.embedded.captioned import Pictures

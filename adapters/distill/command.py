@@ -12,8 +12,7 @@ from rich.table import Table
 from typer import Option
 
 from lvlm_guard.adapters.commands import Config, Seeds, print_report, ready
-from lvlm_guard.adapters.distill.lessons import Lessons
-from lvlm_guard.adapters.distill.recipe import Recipe
+from lvlm_guard.adapters.distill.lessons import Lessons, Recipe
 from lvlm_guard.adapters.training.recipe import Call
 from lvlm_guard.cli.console import out, say, usage
 from lvlm_guard.cli.options import WORLD_ONLY, Device, Json, Knobs, StartOver, checked_knobs, objects_of

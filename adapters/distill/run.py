@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lvlm_guard.adapters.distill import drift
-from lvlm_guard.adapters.distill.lessons import AnswerFile, Lessons, pictures_of, summary
-from lvlm_guard.adapters.distill.recipe import Recipe
+from lvlm_guard.adapters.distill.lessons import AnswerFile, Lessons, Recipe, pictures_of, summary
 from lvlm_guard.adapters.distill.rows import without_repeats
 from lvlm_guard.adapters.distill.teacher import Teacher, method_of
 from lvlm_guard.adapters.distill.training import train

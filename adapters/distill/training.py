@@ -20,11 +20,9 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from transformers import TrainingArguments, set_seed
 
-from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Pictures
-from lvlm_guard.adapters.distill.recipe import Recipe
+from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Pictures, Recipe
 from lvlm_guard.adapters.distill.rows import Layout, Rows
-from lvlm_guard.adapters.training import tasks
-from lvlm_guard.adapters.training.recipe import Advance
+from lvlm_guard.adapters.training.recipe import Advance, Learnt, made_once
 from lvlm_guard.adapters.training.trainer import ResumableTrainer, arguments
 from lvlm_guard.errors import UnsupportedModelError
 
@@ -163,7 +161,7 @@ def train(
     folder: Path,
     advance: Advance,
 ) -> Any:
-    """Train one adapter and save it in a folder, see `tasks.fit`; return the PEFT model.
+    """Train one adapter and save it in a folder, see `made_once`; return the PEFT model.
 
     Killed at any moment, the same call goes on from the last checkpoint, and ends in the weights of an unbroken run.
 
@@ -185,7 +183,7 @@ def train(
         student.load_adapter(str(folder), adapter_name="default")
         return student
 
-    def learn(place: Path) -> tasks.Learnt[Any]:
+    def learn(place: Path) -> Learnt[Any]:
         # the option's name up to transformers 5.23, and after
         known = TrainingArguments.__dataclass_fields__
         recompute = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
@@ -222,4 +220,4 @@ def train(
         return made, {"steps": trainer.state.global_step}, history
 
     told = {"recipe": asdict(recipe), "seed": seed}
-    return tasks.fit(load, told, recipe.steps, seed, folder, advance, learn).eval()
+    return made_once(load, told, recipe.steps, seed, folder, advance, learn).eval()

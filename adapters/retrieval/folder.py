@@ -23,7 +23,7 @@ from lvlm_guard.adapters.errors import check
 from lvlm_guard.adapters.loading import Card, is_tuned, pair, with_adapter, write_adapter
 from lvlm_guard.adapters.retrieval.model import RetrievalModel, TooLong
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.testtime import Cache
+from lvlm_guard.adapters.testtime import recalled
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ NEAR = 10
 class Memory(NamedTuple):
     """What is kept beside a CLIP to score claims by, without training; `names` are objects that it knows, none for all.
 
-    - "cache": pictures with pseudo-labels (TFUP, arXiv:2404.16339); `keys`, `values`, `shares`, `text`, see `Cache`.
+    - "cache": pictures with pseudo-labels (TFUP, arXiv:2404.16339); `keys`, `values`, `shares`, `text`, see `recalled`.
     - "pairs": what tells two objects apart (FuDD, arXiv:2311.07593): `sides` [names, names, d], what is said of the
       first as against the second, 0 where nothing is. Of a picture's best `NEAR` objects each is scored by the mean of
       its sides against the others; the rest keep their cosines.
@@ -132,8 +132,7 @@ class Memory(NamedTuple):
             return scores
         columns, known = map(list, zip(*places, strict=True))
         if self.kind == "cache":
-            p = (image @ held["text"].T / tau).softmax(-1)
-            p = Cache(held["keys"], held["values"], held["shares"])(image, p)
+            p = recalled(image, (image @ held["text"].T / tau).softmax(-1), held)
             changed = tau * p.clamp(min=1e-12).log()[:, known]
         elif self.kind == "concepts":
             changed = image @ held["text"][known].T

@@ -32,11 +32,10 @@ from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.folder import Memory, make, parts, untuned
 from lvlm_guard.adapters.retrieval.model import budget
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
-from lvlm_guard.adapters.training import tasks
 from lvlm_guard.adapters.training.free import adapted, informed, objects, ready, sentences_of
-from lvlm_guard.adapters.training.recipe import Advance, Recipe, about
+from lvlm_guard.adapters.training.recipe import Advance, Learnt, Recipe, about, made_once
 from lvlm_guard.adapters.training.retrieval import RetrievalTask, calibrate, chosen, scored
-from lvlm_guard.adapters.training.trainer import learning
+from lvlm_guard.adapters.training.trainer import learning, train
 from lvlm_guard.errors import WeightsError
 
 WORLD = "the embedded world"  # as its store is described
@@ -259,12 +258,12 @@ def _prompts(plan: Plan, clip: Any, inputs: Inputs) -> DualPromptConfig:
 def fit(
     plan: Plan, pictures: Pictures, recipe: Recipe, folder: Path, advance: Advance, stage: bool = False, **how: Any
 ) -> DualPromptRetriever:
-    """Train a retriever and save it in a folder, see `tasks.fit`; `how` as of `tasks.train`.
+    """Train a retriever and save it in a folder, see `made_once`; `how` as of `train`.
 
     Of a stage that another begins from, the last weights are kept, whatever they are worth on validation.
     """
 
-    def learn(place: Path) -> tasks.Learnt[DualPromptRetriever]:
+    def learn(place: Path) -> Learnt[DualPromptRetriever]:
         own, main = plan, PartialState().is_main_process
         if plan.first is not None and not plan.init:
             same = {name: getattr(plan, name) for name in ("clip", "teacher", "depth", "withheld")}
@@ -286,7 +285,7 @@ def fit(
                 # backward is 1.5 times as fast at a tiny CLIP's size, 2 times in bfloat16
                 retriever.model.base.set_attn_implementation("eager")
             task = RetrievalTask(retriever, pictures, own, recipe)
-            measured, history = tasks.train(task, recipe, place, advance, **how)
+            measured, history = train(task, recipe, place, advance, **how)
             if main:
                 best = chosen(task, place, measured, recipe, pictures.untuned, stage)
                 note["parameters"] = sum(parameter.numel() for parameter in learning(task.model).values())
@@ -307,4 +306,4 @@ def fit(
 
     told = about("dual-prompt", plan, recipe, pictures.train, how.get("device", "auto"))
     load = DualPromptRetriever.from_pretrained
-    return tasks.fit(load, told, recipe.steps, recipe.seed, folder, advance, learn)
+    return made_once(load, told, recipe.steps, recipe.seed, folder, advance, learn)

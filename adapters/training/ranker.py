@@ -30,9 +30,8 @@ from lvlm_guard.adapters.ranker.model import ClipRanker, adapted, card_of
 from lvlm_guard.adapters.ranker.ranker import Ranker
 from lvlm_guard.adapters.ranker.settings import Plan as Plan
 from lvlm_guard.adapters.ranker.settings import Scale, Tuning
-from lvlm_guard.adapters.training import tasks
-from lvlm_guard.adapters.training.recipe import CANDIDATES, Advance, Recipe, about
-from lvlm_guard.adapters.training.trainer import put
+from lvlm_guard.adapters.training.recipe import CANDIDATES, Advance, Learnt, Recipe, about, made_once
+from lvlm_guard.adapters.training.trainer import Figures, best_of, put, train
 from lvlm_guard.errors import KnobError, UnsupportedModelError
 
 SMALL = 10.0  # the largest value that is learnt as it is
@@ -273,7 +272,7 @@ class RankingTask:
         lists = self.pictures.lists
         return lists.figures(scored(self.ranker, lists, self.pictures.seen))._asdict()
 
-    def better(self, figures: tasks.Figures, best: tasks.Figures | None) -> bool:
+    def better(self, figures: Figures, best: Figures | None) -> bool:
         """Return whether the order is better: by SRCC, ties by MAE."""
         return better(figures, best)
 
@@ -295,15 +294,15 @@ def scored(ranker: Ranker, lists: Lists, seen: Features) -> Scored:
 def fit(
     plan: Plan, pictures: Pictures, recipe: Recipe, folder: Path, advance: Advance, device: str = "auto", **how: Any
 ) -> Ranker:
-    """Train a ranker and save it in a folder, see `tasks.fit`; `how` as of `tasks.train`. The best is kept."""
+    """Train a ranker and save it in a folder, see `made_once`; `how` as of `train`. The best is kept."""
 
-    def learn(place: Path) -> tasks.Learnt[Ranker]:
+    def learn(place: Path) -> Learnt[Ranker]:
         ranker = build(plan, pictures.train)
         task = RankingTask(ranker, pictures, recipe, plan.negatives)
-        measured, history = tasks.train(task, recipe, place, advance, device=device, **how)
+        measured, history = train(task, recipe, place, advance, device=device, **how)
         if not PartialState().is_main_process:
             return ranker, {}, []
-        best = tasks.best_of(task, measured) or measured[0]
+        best = best_of(task, measured) or measured[0]
         put(task.model, load_file(place / CANDIDATES / f"{best.step}.safetensors"))
         found, values = scored(ranker, pictures.lists, pictures.seen), pictures.lists.values
         pooled = [np.concatenate([part[name] for name in values]) for part in (found, values)]
@@ -313,4 +312,4 @@ def fit(
         return ranker, {"kept": best.step, "figures": best.figures}, history
 
     told = about("ranker", plan, recipe, pictures.train, device)
-    return tasks.fit(Ranker.from_pretrained, told, recipe.steps, recipe.seed, folder, advance, learn)
+    return made_once(Ranker.from_pretrained, told, recipe.steps, recipe.seed, folder, advance, learn)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
 
 from typer import Option
 
@@ -189,3 +189,45 @@ def last_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint that was written whole: its state is written last."""
     found = [path for path in folder.glob("checkpoint-*") if read_json(path / "trainer_state.json") is not None]
     return max(found, key=lambda path: int(path.name.partition("-")[2]), default=None)
+
+
+Made = TypeVar("Made")
+Learnt = tuple[Made, Mapping[str, Any], Sequence[Mapping[str, Any]]]
+"""What was made, what is noted of it, and the history."""
+
+
+def made_once(
+    load: Callable[[Path], Made],
+    told: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    folder: Path,
+    advance: Advance,
+    learn: Callable[[Path], Learnt[Made]],
+) -> Made:
+    """Train an adapter and save it in a folder; one that is there already, by the same notes, is loaded.
+
+    `learn` trains in a folder below, from first weights of the seed; of several processes the main one's result is
+    saved. What is `told` tells this training from others, see `about`.
+
+    Raises:
+        TrainingError: the folder holds another training, or a loss or gradient is not finite.
+        KeyboardInterrupt: after the step in progress was saved.
+    """
+    import torch
+    from accelerate import PartialState
+
+    place, state = folder / TRAINING, PartialState()
+    with state.main_process_first():
+        done = begun(place, told)
+    if done:
+        advance(steps)
+        return load(folder)
+    torch.manual_seed(seed)
+    made, note, history = learn(place)
+    if state.is_main_process:
+        saved: Any = made
+        saved.save_pretrained(folder)
+        finish(place, told, note, history)
+    state.wait_for_everyone()
+    return made if state.is_main_process else load(folder)

@@ -27,8 +27,7 @@ from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.terms import regulated, unchanged
 from lvlm_guard.adapters.training.pairs import Beside, PairBatches, Pairs, gathered, share_of
 from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe
-from lvlm_guard.adapters.training.tasks import Figures, Measured
-from lvlm_guard.adapters.training.trainer import learning, put
+from lvlm_guard.adapters.training.trainer import Figures, Measured, learning, put
 from lvlm_guard.errors import KnobError
 from lvlm_guard.matching.platt import fit_tau, platt
 

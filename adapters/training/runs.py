@@ -27,7 +27,7 @@ from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.free import objects
 from lvlm_guard.adapters.training.recipe import CURVE, DONE, TRAINING, Call, Recipe
 from lvlm_guard.adapters.training.retrieval import calibrate
-from lvlm_guard.adapters.training.tasks import VALIDATION
+from lvlm_guard.adapters.training.trainer import VALIDATION
 from lvlm_guard.errors import GuardError
 from lvlm_guard.files import read_json, write_json
 from lvlm_guard.report import Html, comparison_section, line_plot, markdown, page, section, tag, write_page

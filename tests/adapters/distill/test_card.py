@@ -5,8 +5,7 @@ from dataclasses import asdict
 
 import pytest
 
-from lvlm_guard.adapters.distill.lessons import Lessons
-from lvlm_guard.adapters.distill.recipe import Recipe
+from lvlm_guard.adapters.distill.lessons import Lessons, Recipe
 from lvlm_guard.adapters.distill.run import card, side_by_side, write_report
 
 

@@ -13,8 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from lvlm_guard.adapters.distill import run
-from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Lessons, Pictures
-from lvlm_guard.adapters.distill.recipe import Recipe
+from lvlm_guard.adapters.distill.lessons import Answer, Lesson, Lessons, Pictures, Recipe
 from lvlm_guard.adapters.distill.rows import Layout
 from lvlm_guard.adapters.distill.training import log_probs, plain_log_probs, train
 from lvlm_guard.adapters.errors import TrainingError

@@ -28,7 +28,7 @@ from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.recipe import Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
-from lvlm_guard.adapters.training.tasks import train
+from lvlm_guard.adapters.training.trainer import train
 from lvlm_guard.embedded.captioned import COUNTED, Pictures
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from lvlm_guard.adapters.data.pictures import Bad, Features
 from lvlm_guard.adapters.errors import DataError, TrainingError
 from lvlm_guard.adapters.losses import LossStack
 from lvlm_guard.adapters.presets import PRESETS
-from lvlm_guard.adapters.training import dual_prompt, ranker, retrieval, tasks
+from lvlm_guard.adapters.training import dual_prompt, ranker, retrieval, trainer
 from lvlm_guard.adapters.training.ranker import RankingTask
 from lvlm_guard.adapters.training.recipe import CANDIDATES, Recipe
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
@@ -184,8 +184,8 @@ def test_a_ranker_keeps_the_weights_of_its_best_measurement_alone(
     """Tuned towers are large, and nothing averages a ranker's candidates."""
     chosen = replace(recipe(), steps=4, measure_every=1)
     task = RankingTask(ranker.build(RANKER, ranked_pictures.train), ranked_pictures, chosen)
-    measured, _ = tasks.train(task, chosen, tmp_path, nothing)
-    best = tasks.best_of(task, measured) or measured[0]
+    measured, _ = trainer.train(task, chosen, tmp_path, nothing)
+    best = trainer.best_of(task, measured) or measured[0]
     assert len(measured) == 4
     assert [place.stem for place in (tmp_path / CANDIDATES).iterdir()] == [str(best.step)]
 

@@ -19,7 +19,7 @@ from lvlm_guard.adapters.retrieval.model import Features
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.ranker import GroupBatches
 from lvlm_guard.adapters.training.retrieval import RetrievalTask
-from lvlm_guard.adapters.training.tasks import Numbered
+from lvlm_guard.adapters.training.trainer import Numbered
 from lvlm_guard.errors import KnobError
 
 TAU = 0.06

@@ -17,7 +17,7 @@ import pytest
 from trainings import DUAL, RANKER, recipe
 
 from lvlm_guard.adapters.errors import TrainingError
-from lvlm_guard.adapters.training import dual_prompt, ranker, tasks
+from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.adapters.training.recipe import last_checkpoint
 from lvlm_guard.errors import GuardError
 
@@ -149,7 +149,7 @@ def test_killed_between_an_early_stop_and_its_end_a_training_does_not_go_on_past
 ) -> None:
     early = recipe(steps=12, measure_every=2, patience=1, rate=1e-9)  # nothing changes, so nothing gets better
     with monkeypatch.context() as patched:
-        patched.setattr(tasks, "finish", lambda *_: crash())
+        patched.setattr("lvlm_guard.adapters.training.recipe.finish", lambda *_: crash())
         with pytest.raises(RuntimeError, match="went away"):
             ranker.fit(RANKER, ranked_pictures, early, tmp_path, nothing)
     last = last_checkpoint(tmp_path / "training")
