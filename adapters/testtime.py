@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
+from lvlm_guard.errors import KnobError
+
 Logits = Callable[[Tensor], Tensor]
 
 
-BETA, MOST = 5.5, 16
-"""Sharpness of the affinity, and pictures of a class that are remembered, as in Tip-Adapter (arXiv:2111.03930)."""
-
-
-def remembered(features: Tensor, p: Tensor) -> dict[str, Tensor]:
+def cache(features: Tensor, p: Tensor, *, most: int = 16) -> dict[str, Tensor]:
     """Return what to remember of pictures without labels: of each pseudo-class those that CLIP is surest of.
 
     Those that are sure and near the mean of their class alike: confidence times the cosine with its prototype.
@@ -38,30 +36,42 @@ def remembered(features: Tensor, p: Tensor) -> dict[str, Tensor]:
         own = torch.nonzero(label == name)[:, 0]
         proto = normalize(features[own].mean(0), dim=0)
         worth = best[own] * (features[own] @ proto)
-        kept.append(own[worth.argsort(descending=True)[:MOST]])
+        kept.append(own[worth.argsort(descending=True)[:most]])
     chosen = torch.cat(kept)
     return {"keys": features[chosen], "values": one_hot(label[chosen], p.shape[1]).to(p), "shares": p[chosen]}
 
 
-def recalled(features: Tensor, p: Tensor, held: Mapping[str, Tensor]) -> Tensor:
-    """Return scores of classes [n, classes], CLIP's probabilities p and what is `remembered` of pictures alike.
+def recalled(
+    features: Tensor, p: Tensor, held: Mapping[str, Tensor], *, beta: float = 5.5, weight: float = 1.0
+) -> Tensor:
+    """Return scores of classes [n, classes], CLIP's probabilities p and what a `cache` holds of pictures alike.
 
-    The affinity exp(-beta (1 - cos)) counts as far as CLIP's probabilities are alike too.
+    The affinity exp(-beta (1 - cos)) counts as far as CLIP's probabilities are alike too; at a weight of 0 nothing
+    does. Constants are those of cache adapters (Tip-Adapter, arXiv:2111.03930).
     """
-    affinity = torch.exp(-BETA * (1 - features @ held["keys"].T))
+    affinity = torch.exp(-beta * (1 - features @ held["keys"].T))
     alike = normalize(p, dim=-1) @ normalize(held["shares"], dim=-1).T
-    return p + (affinity * alike) @ held["values"]
+    return p + weight * (affinity * alike) @ held["values"]
 
 
-def mine(positive: Tensor, names: Sequence[str], features: Tensor, k: int) -> list[str]:
-    """Return k names of a list that are far from all positives, but not the very farthest.
+def mine(positive: Tensor, names: Sequence[str], features: Tensor, k: int, quantile: float = 0.5) -> list[str]:
+    """Return k names of a list that are farthest from all positives, but not the very farthest share.
 
-    Source: NegLabel (arXiv:2403.20078): a low quantile of similarity, here the median of the similarity to the nearest
-    positive; what lies farthest of all is mostly no word. Normalised features: [p, d] of what is asked, [n, d] of the
-    names.
+    Source: NegLabel (arXiv:2403.20078): a low quantile of similarity; what lies farthest of all is mostly no word.
+
+    Args:
+        positive: [p, d] normalised features of what is asked.
+        features: [n, d] of the names.
+        quantile: of the similarity to the nearest positive, above which names are too near.
+
+    Raises:
+        KnobError: names and features do not fit, or the quantile is outside 0 to 1.
     """
+    if len(names) != len(features) or not 0 <= quantile <= 1:
+        given = f"{len(names)} names with {len(features)} features, quantile {quantile}"
+        raise KnobError(f"{given}: give one each, 0 to 1.")
     near = (features @ positive.T).amax(1)
-    limit = near.quantile(0.5) if len(near) else near.new_zeros(())
+    limit = near.quantile(quantile) if len(near) else near.new_zeros(())
     order = [int(place) for place in near.argsort(descending=True) if near[place] <= limit]
     return [names[place] for place in order[:k]]
 

@@ -29,7 +29,7 @@ from lvlm_guard.adapters.retrieval.claims import TEMPLATE, Claims, claim, known_
 from lvlm_guard.adapters.retrieval.folder import Memory
 from lvlm_guard.adapters.retrieval.retriever import DualPromptRetriever
 from lvlm_guard.adapters.terms import claims
-from lvlm_guard.adapters.testtime import mine, remembered
+from lvlm_guard.adapters.testtime import cache, mine
 from lvlm_guard.adapters.training.pairs import NULL, null_image
 from lvlm_guard.adapters.training.trainer import learning
 from lvlm_guard.errors import KnobError, WeightsError
@@ -180,7 +180,7 @@ def _chatted(command: str, message: str) -> str:
 
 def _remembered(given: Given) -> Found:
     image, text = given.features, given.retriever.text_features(given.claims.texts)
-    held = remembered(image, (image @ text.T / given.retriever.model.tau).softmax(-1))
+    held = cache(image, (image @ text.T / given.retriever.model.tau).softmax(-1))
     given.remember("cache", given.claims.names, **held, text=text)
     return {"remembered": len(held["keys"])}
 

@@ -82,21 +82,22 @@ def test_the_bound_has_the_specified_value_and_holds_on_simulated_choices():
         bound(0.1, 10, 0, delta=0)
 
 
-def test_what_is_remembered_counts_by_the_specified_affinity_as_far_as_probabilities_are_alike():
+def test_a_cache_has_the_specified_affinity_and_without_weight_is_clip():
     f = normalize(torch.tensor([[1.0, 0.5]]), dim=-1)
     p = torch.tensor([[0.7, 0.3]])
     held = {name: torch.eye(2) for name in ("keys", "values", "shares")}
     expected = p + torch.tensor([[0.5595343, 0.0478193]]) * normalize(p, dim=-1)
     torch.testing.assert_close(testtime.recalled(f, p, held), expected, atol=1e-6, rtol=0)
+    assert torch.equal(testtime.recalled(f, p, held, weight=0.0), p)
 
 
-def test_a_cache_remembers_the_surest_of_each_class_and_no_more_than_its_most():
+def test_a_cache_remembers_the_surest_of_each_class_and_no_more_than_asked():
     torch.manual_seed(0)
-    features = normalize(torch.randn(120, 8), dim=-1)
+    features = normalize(torch.randn(60, 8), dim=-1)
     p = (features[:, :3] * 9).softmax(-1)
-    made = testtime.remembered(features, p)
+    made = testtime.cache(features, p, most=4)
     labels = made["values"].argmax(1)
-    assert labels.bincount(minlength=3).max() == testtime.MOST < p.argmax(1).bincount().max()
+    assert labels.bincount(minlength=3).max() <= 4
     assert torch.equal(labels, made["shares"].argmax(1))
 
 
@@ -104,6 +105,8 @@ def test_negatives_are_mined_far_from_every_positive():
     names = ["near", "middle", "far", "farther"]
     features = normalize(torch.tensor([[1.0, 0.1], [1, 1], [0.2, 1], [0, 1]]), dim=-1)
     assert testtime.mine(torch.tensor([[1.0, 0]]), names, features, 2) == ["far", "farther"]
+    with pytest.raises(KnobError, match="one each"):
+        testtime.mine(torch.eye(2), names, torch.eye(2), 1)
 
 
 def test_views_are_filtered_and_their_mean_has_the_specified_entropy():
