@@ -15,6 +15,7 @@ from lvlm_guard.cli.app import group
 from lvlm_guard.cli.console import out, print_json, quiet_libraries, usage
 from lvlm_guard.cli.options import Json
 from lvlm_guard.cli.settings import COMMAS
+from lvlm_guard.errors import MissingExtraError
 
 training = group(
     "Train small parts: PEFT adapters of a matcher, or of the model itself.\n\n"
@@ -79,8 +80,6 @@ Seeds = Annotated[
 
 def ready() -> None:
     """Raise `MissingExtraError` where peft or accelerate is not installed; keep libraries quiet."""
-    from lvlm_guard.errors import MissingExtraError
-
     quiet_libraries()
     try:
         for name in ("peft", "accelerate"):
