@@ -4,15 +4,10 @@ Read `family.py` first: one class for them all. `processor.py` makes inputs that
 finds what they ask. `lvlm_guard.proving` tries a model before it is guarded, so that a family is proven or refused.
 """
 
-from __future__ import annotations
-
 from lvlm_guard.registry import Registry
 
-REGISTRY = Registry(
-    "family",
-    "lvlm_guard.families",
-    dict.fromkeys(("instructblip", "blip-2"), "lvlm_guard.families.blip:decoding_class"),
-)
+_BLIP = "lvlm_guard.families.blip:decoding_class"
+REGISTRY = Registry("family", "lvlm_guard.families", {"instructblip": _BLIP, "blip-2": _BLIP})
 """By model type, what makes of a model's class the one that it decodes by while it is guarded.
 
 A type needs one where its generate() does not call the model itself at every step, since the branches run inside that

@@ -12,7 +12,7 @@ embeds a picture of its own; every step does with the language model what the st
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
@@ -20,12 +20,17 @@ import torch
 from torch import Tensor
 from transformers import GenerationMixin
 
-from lvlm_guard.engine.subclass import once_per_class
+from lvlm_guard.engine.subclass import once_per_class, signed_as
 from lvlm_guard.errors import UnsupportedCallError
 
 NEEDED = ("pixel_values", "qformer_input_ids")
 OF_THE_PICTURE = {*NEEDED, "qformer_attention_mask", "interpolate_pos_encoding", "mm_encoder_outputs"}
 """What the model needs to embed its picture; the language model takes the rest."""
+
+
+def of_the_text(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that the language model takes."""
+    return {key: value for key, value in arguments.items() if key not in OF_THE_PICTURE}
 
 
 @once_per_class
@@ -40,16 +45,13 @@ def decoding_class(base: type[Any]) -> type[Any]:
         main_input_name = "input_ids"
         makes_positions = True  # its generate() does, of which the outer forward's signature tells nothing
 
-        @property
-        def generation_config(self) -> Any:
-            """The language model's, which is the one that the stock generate() goes by."""
-            return self.language_model.generation_config
+        generation_config = property(
+            lambda self: self.language_model.generation_config,
+            lambda self, config: setattr(self.language_model, "generation_config", config),
+        )
+        """The language model's, which is the one that the stock generate() goes by."""
 
-        @generation_config.setter
-        def generation_config(self, config: Any) -> None:
-            self.language_model.generation_config = config
-
-        @functools.wraps(GenerationMixin.generate)  # whose arguments it takes
+        @signed_as(GenerationMixin.generate)  # whose arguments it takes
         def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
             ids = inputs if inputs is not None else kwargs["input_ids"]
             missing = [key for key in needed if kwargs.get(key) is None]
@@ -72,30 +74,20 @@ def decoding_class(base: type[Any]) -> type[Any]:
             return GenerationMixin.generate(self, inputs, *args, **kwargs)
 
         def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-            prepared = self.language_model.prepare_inputs_for_generation(input_ids, **kwargs)
-            # transformers drops the pixels where the cache holds the picture, but not the Q-Former's text
-            if prepared.get("pixel_values") is None and not prepared.get("mm_encoder_outputs"):
-                prepared = {key: value for key, value in prepared.items() if key not in OF_THE_PICTURE}
-            return {**prepared, "decoding": True}
+            return {**self.language_model.prepare_inputs_for_generation(input_ids, **kwargs), "decoding": True}
 
         def __call__(self, *args: Any, decoding: bool = False, **kwargs: Any) -> Any:
             if not decoding:
                 return super().__call__(*args, **kwargs)
-            picture = {key: kwargs.pop(key) for key in OF_THE_PICTURE & kwargs.keys()}
-            if picture:
-                ids, encoded = kwargs.pop("input_ids"), picture.pop("mm_encoder_outputs", None)
-                seen = (encoded or {}).get("image") or self.get_image_features(**picture, return_dict=True)
-                embeds = self.get_input_embeddings()(ids)
-                places = self.get_placeholder_mask(ids, inputs_embeds=embeds)
-                pictures = seen.pooler_output.to(embeds.device, embeds.dtype)
-                kwargs["inputs_embeds"] = embeds.masked_scatter(places, pictures)
-            return self.language_model(**kwargs)
+            if kwargs.get("pixel_values") is not None or kwargs.get("mm_encoder_outputs"):
+                return super().__call__(**{**dict.fromkeys(needed), **kwargs}).language_model_outputs
+            # transformers drops the pixels where the cache holds the picture, but not the Q-Former's text
+            return self.language_model(**of_the_text(kwargs))
 
         def _supports_logits_to_keep(self) -> bool:
             return bool(self.language_model._supports_logits_to_keep())
 
         def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
-            rest = {key: value for key, value in model_kwargs.items() if key not in OF_THE_PICTURE}
-            self.language_model._validate_model_kwargs(rest)
+            self.language_model._validate_model_kwargs(of_the_text(model_kwargs))
 
     return Decoding

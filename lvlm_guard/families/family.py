@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from PIL import Image
 from torch import Tensor
@@ -19,11 +19,11 @@ from transformers import GenerationMixin
 from lvlm_guard.engine.rows import deltas_kept, grown
 from lvlm_guard.engine.subclass import plain_class
 from lvlm_guard.errors import ImageError, TextError, UnsupportedModelError
+from lvlm_guard.families import REGISTRY
+from lvlm_guard.families.question import said
 from lvlm_guard.proving.proof import Proof
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from lvlm_guard.engine.pictures import Pictures
 
 PUBLISHED = ("llava", "instructblip")
@@ -32,10 +32,8 @@ PUBLISHED = ("llava", "instructblip")
 
 def flat(images: Any) -> list[Any]:
     """Return pictures in any nesting as one list."""
-    if isinstance(images, list | tuple):
+    if isinstance(images, list | tuple) or getattr(images, "ndim", 0) == 4:
         return [image for part in images for image in flat(part)]
-    if getattr(images, "ndim", 0) == 4:
-        return list(images)
     return [] if images is None else [images]
 
 
@@ -59,12 +57,10 @@ def image_names(processor: Any, made: Mapping[str, Any]) -> tuple[str, ...]:
 def _writes_pictures(processor: Any) -> bool:
     """Tell whether a processor adds a picture's placeholder to a prompt, as BLIP's does, and Fuyu's to any prompt."""
     token = getattr(processor, "image_token", "")
-    if not isinstance(token, str):  # BLIP's, an AddedToken
-        return True
-    layout = getattr(processor, "prepare_inputs_layout", None)
-    if not token or layout is None:
-        return False
-    return str(layout(images=[Image.new("RGB", (32, 32))], text=[token])[1][0]).count(token) > 1
+    if not token or not isinstance(token, str):  # BLIP's is an AddedToken
+        return bool(token)
+    written = processor.prepare_inputs_layout(images=[Image.new("RGB", (32, 32))], text=[token])[1][0]
+    return str(written).count(token) > 1
 
 
 @dataclass(frozen=True)
@@ -89,12 +85,12 @@ class Family:
             UnsupportedModelError: they are none that can be guarded, or don't belong together.
         """
         name, family, config = pair_name(model, processor), cls(model.config.model_type), model.config
-        towers = getattr(config, "vision_config", None)  # older releases forget to say "image" of some
-        blind = "image" not in getattr(model, "input_modalities", ("image",)) and not towers
+        # older releases forget to say "image" of some that have a tower
+        sees = "image" in getattr(model, "input_modalities", ("image",)) or getattr(config, "vision_config", None)
         crosses = any(part.is_encoder_decoder for part in (config, config.get_text_config()))
         unnamed = hasattr(config, "image_token_index") and family.image_token_id(config) is None
         lacks = (
-            (blind, "the model has no image tower"),
+            (not sees, "the model has no image tower"),
             (crosses, "the model is an encoder-decoder"),
             (not isinstance(model, GenerationMixin), "the model does not answer token by token, by generate()"),
             (getattr(processor, "image_processor", None) is None, "the processor reads no pictures"),
@@ -129,12 +125,9 @@ class Family:
         """Whether a second view may be of another shape than the picture, as published; else it must have its own."""
         return self.model_type in PUBLISHED
 
-    def decoding(self, base: type[Any]) -> type[Any]:
+    def decoding(self, base: type[Any]) -> Any:
         """Return the class that a guarded model decodes by: the model's own, or what is registered for its type."""
-        from lvlm_guard.families import REGISTRY
-
-        found: type[Any] = REGISTRY.get(self.model_type)(base) if self.model_type in REGISTRY.names() else base
-        return found
+        return REGISTRY.get(self.model_type)(base) if self.model_type in REGISTRY.names() else base
 
     def image_token_id(self, config: Any) -> int | None:
         """Return the id of a picture's tokens in the model's vocabulary; None where the configuration names none."""
@@ -172,8 +165,7 @@ class Family:
     def asked(self, processor: Any, question: str, pictures: int) -> str:
         """Return the finished prompt of a question about some pictures."""
         if getattr(processor, "chat_template", None):
-            content = [*({"type": "image"} for _ in range(pictures)), {"type": "text", "text": question}]
-            talk = [{"role": "user", "content": content}]
+            talk = [said("user", question, pictures)]
             prompt: str = processor.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
             return prompt
         return question if _writes_pictures(processor) else self.image_token(processor) * pictures + "\n" + question
@@ -240,16 +232,13 @@ class Family:
             ids: the whole rows now.
             mask: of the whole rows.
         """
-        known = {
-            key: value.to(ids.device)
-            for key, value in opening.items()
-            if isinstance(value, Tensor) and key not in ("input_ids", "attention_mask")
-        }
-        along = [key for key in known if key not in self.image_keys]
-        known |= grown({key: known[key] for key in along}, ids.shape[1]) | {"attention_mask": mask}
+        given = {key: value.to(ids.device) for key, value in opening.items() if isinstance(value, Tensor)}
+        del given["input_ids"]
+        given["attention_mask"] = mask
+        others = {"attention_mask", *self.image_keys}
+        along = grown({key: value for key, value in given.items() if key not in others}, ids.shape[1])
         if "position_ids" in signature(model.forward).parameters or getattr(model, "makes_positions", False):
             with deltas_kept(model):
-                positions = model._prepare_position_ids_for_generation(ids, known)
-            along.append("position_ids")  # one row may have stood for all
-            known["position_ids"] = positions.expand(*positions.shape[:-2], *ids.shape)
-        return {key: known[key] for key in along}
+                positions = model._prepare_position_ids_for_generation(ids, given | along)
+            along["position_ids"] = positions.expand(*positions.shape[:-2], *ids.shape)  # one row may stand for all
+        return along

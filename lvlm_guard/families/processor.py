@@ -7,10 +7,10 @@ which a branch makes its second view if and when a decoding step needs one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
-from itertools import count, repeat
-from typing import Any, Self
+from itertools import repeat
+from typing import Any
 
 from PIL import Image
 
@@ -18,27 +18,15 @@ from lvlm_guard.engine.pictures import VIEWS, Pictures, View
 from lvlm_guard.engine.subclass import once_per_class, shown_with
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError
 from lvlm_guard.families.family import Family, flat
-from lvlm_guard.families.question import Turn
+from lvlm_guard.families.question import Rendered, Turn
 from lvlm_guard.images import any_picture
 
 STATE = "_lvlm_guard"
 
+Texts = str | Sequence[str] | None
+"""What `guard_text` takes: one for all prompts or conversations, or one each; None where their own are asked for."""
 _TOLD: ContextVar[tuple[list[str] | None, Any]] = ContextVar("lvlm_guard_told", default=(None, None))
 """`guard_text` and `guard_images` of the call of apply_chat_template() that a processor's call is within."""
-
-
-class Rendered(str):
-    """A prompt that apply_chat_template() has rendered, and the question that it asks.
-
-    The question travels with this one string: another request may render the same text and ask about it otherwise.
-    """
-
-    question: str
-
-    def __new__(cls, prompt: str, question: str = "") -> Self:
-        made = super().__new__(cls, prompt)
-        made.question = question
-        return made
 
 
 @dataclass
@@ -66,7 +54,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
             images: Any = None,
             text: Any = None,
             *args: Any,
-            guard_text: str | Sequence[str] | None = None,
+            guard_text: Texts = None,
             guard_images: Any = None,
             **kwargs: Any,
         ) -> Any:
@@ -93,25 +81,16 @@ def guarded_class(base: type[Any]) -> type[Any]:
             stated, given = (outer if own is None else own for own, outer in told)
             prompts = [text] if isinstance(text, str) else list(text)
             rows = state.family.nest([any_picture(image) for image in flat(images)], prompts, self)
-            if stated is None:
-                asked = [
-                    (prompt.question, None) if isinstance(prompt, Rendered) else state.turn(self).question(prompt)
-                    for prompt in prompts
-                ]
-            else:
-                asked = [(question, None) for question in _each(stated, len(prompts), "prompts")]
+            if stated is not None:
+                prompts = list(map(Rendered, prompts, _each(stated, len(prompts), "prompts")))
+            asked = [state.turn(self).question(prompt) for prompt in prompts]
             made = state.family.process(self, rows, text, args, kwargs)
             made[VIEWS] = Pictures(_views(rows, asked, given), text, args, kwargs, given is not None)
             return made
 
         @shown_with(base.apply_chat_template)
         def apply_chat_template(
-            self,
-            conversation: Any,
-            *args: Any,
-            guard_text: str | Sequence[str] | None = None,
-            guard_images: Any = None,
-            **kwargs: Any,
+            self, conversation: Any, *args: Any, guard_text: Texts = None, guard_images: Any = None, **kwargs: Any
         ) -> Any:
             """Render conversations as transformers does; the inputs made of them know their questions and pictures.
 
@@ -128,11 +107,9 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 questions = [getattr(self, STATE).turn(self).asked(talk) for talk in talks]
             else:
                 questions = _each(guard_text, len(talks), "conversations")
-            token = _TOLD.set((questions, guard_images))
-            try:
-                made = super().apply_chat_template(conversation, *args, **kwargs)
-            finally:
-                _TOLD.reset(token)
+            context = copy_context()
+            context.run(_TOLD.set, (questions, guard_images))
+            made = context.run(super().apply_chat_template, conversation, *args, **kwargs)
             if isinstance(made, str):
                 return Rendered(made, questions[0])
             if isinstance(made, list) and made and isinstance(made[0], str):
@@ -151,12 +128,11 @@ def _each(stated: str | Sequence[str], number: int, what: str) -> list[str]:
 
 
 def _views(rows: list[list[Image.Image]], asked: list[tuple[str, str | None]], given: Any) -> list[list[View]]:
-    pictures, own = sum(map(len, rows)), flat(given)
+    pictures, own = len(flat(rows)), flat(given)
     if given is not None and len(own) != pictures:
         raise ImageError(f"guard_images has {len(own)} pictures, images has {pictures}: give one second view each.")
-    places = count()
-    locals_ = iter([any_picture(image) for image in own]) if own else repeat(None)
+    seconds = enumerate(map(any_picture, own) if own else repeat(None))
     return [
-        [View(image, text, next(places), next(locals_), note) for image in row]
+        [View(image, text, *next(seconds), note) for image in row]
         for row, (text, note) in zip(rows, asked, strict=True)
     ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 TURNS = (
     (r"USER:\s", r"\s*ASSISTANT:"),  # vicuna_v1, llava_v1: LLaVA-1.5 and LLaVA-NeXT on Vicuna
@@ -48,6 +48,20 @@ def bare(text: str, drop: Sequence[str] = ()) -> str:
     return "\n".join(line.strip(" \t") for line in text.split("\n"))
 
 
+class Rendered(str):
+    """A prompt whose question is known: apply_chat_template() has rendered it, or the caller states the question.
+
+    The question travels with this one string: another request may render the same text and ask about it otherwise.
+    """
+
+    question: str
+
+    def __new__(cls, prompt: str, question: str = "") -> Self:
+        made = super().__new__(cls, prompt)
+        made.question = question
+        return made
+
+
 @dataclass(frozen=True)
 class Turn:
     """What a processor's prompts have around the last user's text.
@@ -78,9 +92,9 @@ class Turn:
             return cls(drop, OF_BLIP, note=None)
         try:
             before, after = _around(processor, plain, "user")
-            ended = _around(processor, plain, "user", add_generation_prompt=False)[1]
+            ended = _around(processor, plain, "user", asks=False)[1]
             _, to_answer, to_last, _ = _around(processor, plain, "user", "assistant", "user")
-            seen = _around(processor, plain, "user", picture=True)[0]
+            seen = _around(processor, plain, "user", pictures=1)[0]
         except _TextOnly:
             return cls(drop, note=TEXT_ONLY.format(plain.__name__), whole=False)
         except Exception:  # one that reads no such talk may raise whatever its author chose
@@ -102,16 +116,18 @@ class Turn:
 
     def question(self, prompt: str) -> tuple[str, str | None]:
         """Return the question in a finished prompt, "" where the last user turn has none, and what is to be noted."""
+        if isinstance(prompt, Rendered):
+            return prompt.question, None
         own = _between(prompt, self.marks)
         turn = _between(prompt, TURNS) if own is None else own
-        if turn is None and not self.whole:
-            return "", self.note
-        found = bare(prompt if turn is None else turn, self.drop)
-        return found, self.note if turn is None and found else None
+        if turn is not None:
+            return bare(turn, self.drop), None
+        found = bare(prompt, self.drop) if self.whole else ""
+        return found, self.note if found or not self.whole else None
 
     def asked(self, messages: Sequence[dict[str, Any]]) -> str:
         """Return the text of the last user message; "" where it has none."""
-        content = next((said.get("content") for said in reversed(messages) if said.get("role") == "user"), None)
+        content = next((each.get("content") for each in reversed(messages) if each.get("role") == "user"), None)
         if isinstance(content, str):
             return bare(content, self.drop)
         return bare("\n".join(part.get("text", "") for part in content or () if part.get("type") == "text"), self.drop)
@@ -127,13 +143,15 @@ def _shared(one: str, other: str) -> str:
     return one[:length]
 
 
-def _around(processor: Any, plain: type[Any], *roles: str, picture: bool = False, **how: Any) -> list[str]:
+def said(role: str, text: str, pictures: int = 0) -> dict[str, Any]:
+    """Return a message of a talk, its pictures before its text."""
+    return {"role": role, "content": [{"type": "image"}] * pictures + [{"type": "text", "text": text}]}
+
+
+def _around(processor: Any, plain: type[Any], *roles: str, pictures: int = 0, asks: bool = True) -> list[str]:
     """Return what a template writes around the texts of a talk, one more than there are."""
-    image = [{"type": "image"}] * picture
-    talk = [
-        {"role": role, "content": [*image, {"type": "text", "text": f"Zq{turn}qZ"}]} for turn, role in enumerate(roles)
-    ]
-    made = plain.apply_chat_template(processor, talk, **({"tokenize": False, "add_generation_prompt": True} | how))
+    talk = [said(role, f"Zq{turn}qZ", pictures) for turn, role in enumerate(roles)]
+    made = plain.apply_chat_template(processor, talk, tokenize=False, add_generation_prompt=asks)
     found = re.split(r"Zq\dqZ", made)
     if len(found) != len(roles) + 1 or "'type':" in made:
         raise _TextOnly
