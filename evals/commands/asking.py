@@ -111,13 +111,12 @@ def run(settings: Settings, asking: Asking, scoring: Scoring, json: Json = False
     rules = rules_of(scoring.fail_if)
     scoring.check()  # before anything is generated
     folder = asking.ask(settings, "eval run")
-    from lvlm_guard.evals.infer.record import read_note
     from lvlm_guard.evals.report.evidence import collect_for
     from lvlm_guard.evals.report.page import write_report
-    from lvlm_guard.evals.report.saved import EVIDENCE, INDEX
+    from lvlm_guard.evals.report.saved import EVIDENCE, INDEX, read_run
 
-    results, noted = scoring.score(folder), read_note(folder) or {}
-    results["warnings"] = [*noted["warnings"], *results["warnings"]]
+    results = scoring.score(folder)
+    results["warnings"] = [*read_run(folder).asked["warnings"], *results["warnings"]]
     results["flags"] += [
         f"--allow-{name} {share:g}: so large a share of {name} answers does not make the run void."
         for name, share in (("empty", scoring.allow_empty), ("truncated", scoring.allow_truncated))

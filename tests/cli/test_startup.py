@@ -46,6 +46,11 @@ def test_help_reads_settings_of_rooms_and_none_of_what_they_stand_on(arguments: 
     assert not {name for name in loaded if name.split(".")[0] in HEAVY}
 
 
+def test_the_list_of_commands_reads_no_options_of_evals() -> None:
+    loaded = loaded_by("from lvlm_guard.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass")
+    assert {name for name in loaded if name.startswith("lvlm_guard.evals.")} == {"lvlm_guard.evals.commands"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "most"),
     [(["-c", "import lvlm_guard"], 0.3), (["-m", "lvlm_guard", "--help"], 0.6)],
