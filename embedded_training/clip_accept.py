@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
-from lvlm_guard.adapters.data.world import captions
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.evaluation.metrics import AT, auroc, ranks
 from lvlm_guard.adapters.loading import TINY
 from lvlm_guard.embedded import world
@@ -71,7 +71,7 @@ def measure(model: CLIPModel, processor: CLIPProcessor, n: int = 1000) -> dict[s
 
     Recall draws pictures again as queries; the gallery stays whole.
     """
-    data = captions("test", n)
+    data = world_facts("captions", "test", n).captions
     pictures = Pictures()
     seen = image_features(model, processor, [pictures.load(image) for image in data.images])
     true = (seen @ text_features(model, processor, [row.caption for row in data.rows]).t()).numpy()

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from lvlm_guard.adapters.data import RankData
-from lvlm_guard.adapters.data.world import ranks
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.adapters.training import ranker
 from lvlm_guard.adapters.training.ranker import RankingTask
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one object instead of lines")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = [*ranks("train", n=200).rows, *ranks("val", n=60).rows]
+    rows = [*world_facts("count", "train", 200).ranks.rows, *world_facts("count", "val", 60).ranks.rows]
     data = RankData(rows, Pictures(), "counts", exhaustive=sorted({row.object for row in rows})).teaching("skip")
     plan = ranker.Plan(settings=RankerSettings(width=args.width, heads=4, relations=8, prompts=8))
     pictures = ranker.Pictures.read(data, plan)

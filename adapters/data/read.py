@@ -16,11 +16,12 @@ from typing import Any
 
 from PIL import Image
 
-from lvlm_guard.adapters.data.dataset import FactsData
+from lvlm_guard.adapters.data.dataset import COUNTS, FactsData
 from lvlm_guard.adapters.data.facts import KEYS, SPLITS, Facts, facts_of, known_keys, texts
 from lvlm_guard.adapters.data.pictures import Files, OnBad
-from lvlm_guard.adapters.data.views import COUNTS
 from lvlm_guard.adapters.errors import DataError
+from lvlm_guard.embedded.captioned import KINDS, SIZES, Pictures, known, told
+from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.errors import ImageError, MissingExtraError, did_you_mean
 from lvlm_guard.images import load_image
 
@@ -30,6 +31,13 @@ FILE = "facts.jsonl"
 HEADER = ("exhaustive", "instruction")
 PICTURES = ("image", "jpg", "jpeg", "png", "webp")
 """Columns in which pictures are looked for; the last ones are webdataset's."""
+
+ORDERS = {
+    "count": COUNTS,
+    "size": "Rank the size of the {object}.",
+    "brightness": "Rank the brightness of the {object}.",
+}
+"""What pictures of the embedded world are ordered by, and how that is asked for."""
 
 _SPLIT = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
 
@@ -65,12 +73,26 @@ def open_facts(
             "a data set; this source takes no such argument."
         )
     if kind == WORLD:
-        from lvlm_guard.adapters.data.world import facts
-
-        return facts(part or "captions")
+        return world_facts(part or "captions")
     if lines:
         return _lines(path, Path(images) if images else path.parent, name, on_bad).checked().divided()
     return _parts(name, columns or {}, on_bad).divided()
+
+
+def world_facts(kind: str = "captions", split: str | None = None, n: int | None = None) -> FactsData:
+    """Return what is known of the embedded world's pictures, on which adapters train when nothing can be downloaded.
+
+    Args:
+        kind: see `lvlm_guard.embedded.captioned.told`; another raises `UnknownNameError`, as another split does.
+        split: "train", "val" or "test"; None for the three together, marked in the facts.
+        n: pictures of each split; None for 4 000, 500 and 1 000.
+    """
+    known(kind, KINDS, "kind of facts")
+    keys = [(name, k) for name in ([split] if split else SIZES) for k in range(n or SIZES.get(name, 1000))]
+    found = [facts_of(told(kind, name, k), f"{kind}/{name}/{k}") for name, k in keys]
+    where = f"the embedded world's {kind}{f' ({split})' if split else ''}"
+    exhaustive = CLASSES if kind in ("captions", "count") else ()
+    return FactsData(found, Pictures(), where, exhaustive, template=ORDERS.get(kind, COUNTS))
 
 
 def _lines(path: Path, root: Path, name: str, on_bad: OnBad) -> FactsData:
@@ -157,8 +179,8 @@ def _row(
     row: Mapping[str, Any], columns: Mapping[str, str], key: str, split: str | None, where: str, labels: Any
 ) -> Facts:
     """Return the facts of a data set's row; arrow gives every row all keys that any row has, so null says nothing."""
-    told: Mapping[str, Any] = row["json"] if isinstance(row.get("json"), Mapping) else row
-    given = {ours: _without_null(told.get(columns.get(ours, ours))) for ours in KEYS}
+    held: Mapping[str, Any] = row["json"] if isinstance(row.get("json"), Mapping) else row
+    given = {ours: _without_null(held.get(columns.get(ours, ours))) for ours in KEYS}
     said = given["captions"] or ()
     captions = [said] if isinstance(said, str) else [_without_null(caption) for caption in said]
     if isinstance(row.get("txt"), str):

@@ -14,8 +14,8 @@ from scipy.special import softmax
 from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.data.dataset import squeezed
 from lvlm_guard.adapters.data.pictures import AT_ONCE, Features
-from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.evaluation.metrics import auroc, both_ways, judge, ranks
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, known_of

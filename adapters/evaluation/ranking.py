@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lvlm_guard.adapters.data import RankData
-from lvlm_guard.adapters.data.views import COUNTS
+from lvlm_guard.adapters.data.dataset import COUNTS
 from lvlm_guard.adapters.errors import DataError
 from lvlm_guard.adapters.evaluation.metrics import Picked, RankingFigures, mean_figures, ranking_figures, table
 from lvlm_guard.matching.vocabulary import article, plural

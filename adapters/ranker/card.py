@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from lvlm_guard.adapters.data.views import COUNTS
+from lvlm_guard.adapters.data.dataset import COUNTS
 from lvlm_guard.adapters.loading import Card, pair
 from lvlm_guard.adapters.ranker.settings import RankerSettings
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError

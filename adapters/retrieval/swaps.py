@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
-from lvlm_guard.adapters.data.views import squeezed
+from lvlm_guard.adapters.data.dataset import squeezed
 from lvlm_guard.adapters.retrieval.bank import ONE, Valued, WordBank
 from lvlm_guard.adapters.retrieval.claims import Found, Phrase, is_plural, parse
 from lvlm_guard.matching.vocabulary import WORD, agreeing, article, begun, cased

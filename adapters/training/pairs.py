@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lvlm_guard.adapters.backbone import masked, salient
 from lvlm_guard.adapters.data import CaptionData, CaptionRow
+from lvlm_guard.adapters.data.dataset import squeezed
 from lvlm_guard.adapters.data.pictures import Features
-from lvlm_guard.adapters.data.views import squeezed
 from lvlm_guard.adapters.evaluation.gallery import NEGATIVES, swapped
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims, Known, claim, known_of

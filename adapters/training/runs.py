@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lvlm_guard.adapters.data import CaptionData, RankData, world
+from lvlm_guard.adapters.data import CaptionData, RankData
 from lvlm_guard.adapters.data.pictures import Features
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.evaluation import ranking as of_rankings
 from lvlm_guard.adapters.evaluation import retrieval as of_retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
@@ -125,7 +126,8 @@ def _compare_retrievers(
     told |= {"rows": judged(found, of_retrieval.TASK), "withheld": list(plan.withheld)}
     if str(data.store) == dual_prompt.WORLD:
         try:
-            told["rows"] += judged(tested(world.captions("test_real", call.pictures)), of_retrieval.REAL)
+            real = world_facts("captions", "test_real", call.pictures)
+            told["rows"] += judged(tested(real.captions), of_retrieval.REAL)
         except GuardError as error:
             call.echo(f"Left out: {error}")
     # where training helped none on validation, the untuned CLIP's figures stand in the row

@@ -2,7 +2,7 @@
 
 Here drawings may be tinted and repeated, captions name colour and number, and sets of pictures have an order (how many,
 how large, how bright). Every picture is drawn from its split's seed and its number alone, so nothing is stored and no
-two splits share a scene. What is known is told as a line of facts, which `lvlm_guard.adapters.data.world` reads.
+two splits share a scene. What is known is told as a line of facts, which `lvlm_guard.adapters.data.read` reads.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from lvlm_guard.adapters import load_adapter
-from lvlm_guard.adapters.data.world import captions, facts
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.training.commands import Training
 from lvlm_guard.cli.console import reporting
 
@@ -39,7 +39,7 @@ def _written(folder, kind):
     folder.mkdir()
     found = []
     for part, n in PARTS.items():
-        data = facts(kind, part, n)
+        data = world_facts(kind, part, n)
         for one in data.facts:
             name = f"{part}-{one.image.rpartition('/')[2]}.png"
             data.store.load(one.image).save(folder / name)
@@ -68,7 +68,7 @@ def test_captions_become_a_retriever_measured_beside_its_baselines(run, captione
     }
     assert told["gallery"]["pictures"] == 10
     retriever = load_adapter(out)
-    picture = captions("test", 1)
+    picture = world_facts("captions", "test", 1).captions
     scores = retriever.score([picture.load(picture.rows[0].image)], ["a dog", "a cat"])
     assert scores.shape == (1, 2)
     assert load_adapter(out / "baselines" / "clip").card.calibration is not None
@@ -93,7 +93,7 @@ def test_values_become_a_ranker_measured_beside_its_baselines(run, valued, tmp_p
     }  # fmt: skip
     assert told["lists"] == {"image": 10}
     ranker = load_adapter(out)
-    picture = captions("test", 2)
+    picture = world_facts("captions", "test", 2).captions
     scores, logits = ranker.rank([picture.load(row.image) for row in picture.rows], ranker.card.asked("image"))
     assert scores.shape == (2,)
     assert torch.equal(logits, -logits.T)

@@ -16,7 +16,7 @@ from embedded_training import loop
 from embedded_training.build import pixels
 from embedded_training.clip_parts import CONTEXT, build, processor, vocabulary
 from embedded_training.clip_seen import Claim, Pool, joined, plain, tinted
-from lvlm_guard.adapters.data.world import captions, ranks
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.loading import TINY
 from lvlm_guard.embedded.captioned import scene
 from lvlm_guard.embedded.catalog import CLASSES
@@ -77,10 +77,10 @@ def test_a_text_that_is_too_long_is_cut_before_its_end_mark() -> None:
 
 def test_every_word_of_the_world_is_known() -> None:
     tokens = processor().tokenizer
-    said = [row.caption for row in captions("test", 400).rows]
-    said += [negative for row in captions("test", 400).rows for negative in row.negatives]
+    rows = world_facts("captions", "test", 400).captions.rows
+    said = [text for row in rows for text in (row.caption, *row.negatives)]
     for by in ("count", "size", "brightness"):
-        data = ranks("test", by, 200)
+        data = world_facts(by, "test", 200).ranks
         said += [data.instruction(name) for name in data.objects]
     unknown = tokens.unk_token_id
     assert not [text for text, ids in zip(said, tokens(said)["input_ids"], strict=True) if unknown in ids]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from trainings import RANKER
 
-from lvlm_guard.adapters.data.world import ranks
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.matchers.clip import ClipMatcher, DualPromptMatcher
 from lvlm_guard.adapters.matchers.ranker import RankerMatcher
 from lvlm_guard.adapters.prompts import dual_prompt
@@ -52,7 +52,7 @@ def dual_matcher() -> DualPromptMatcher:
 def plain_ranker() -> Callable[..., Ranker]:
     def made(**changed: object) -> Ranker:
         torch.manual_seed(0)
-        built = ranker.build(RANKER, ranks("val", n=20))
+        built = ranker.build(RANKER, world_facts("count", "val", 20).ranks)
         built.model.eval()
         built.card = replace(built.card, **{"calibration": (0.2, 1.5)} | changed)  # type: ignore[arg-type]
         return built

@@ -13,7 +13,7 @@ from scipy import stats
 
 from lvlm_guard import guard, methods, unguard
 from lvlm_guard.adapters import load_adapter
-from lvlm_guard.adapters.data.world import captions
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.evaluation.metrics import auroc
 from lvlm_guard.adapters.matchers.clip import DualPromptMatcher
 from lvlm_guard.adapters.matchers.ranker import RankerMatcher
@@ -46,7 +46,7 @@ def test_the_embedded_ranker_orders_pictures_that_it_has_not_seen() -> None:
 
 def test_the_embedded_retriever_finds_captions_better_than_chance() -> None:
     retriever = load_adapter("embedded-dual-prompt")
-    data = captions("test", 60)
+    data = world_facts("captions", "test", 60).captions
     images = [data.load(row.image) for row in data.rows]
     scores = retriever.score(images, [row.caption for row in data.rows])
     assert float((scores.argmax(1) == torch.arange(60)).float().mean()) > 0.3

@@ -10,7 +10,7 @@ import torch
 from trainings import RANKER
 
 from lvlm_guard.adapters.data import CaptionData, FactsData, RankData
-from lvlm_guard.adapters.data.world import facts, ranks
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.training import dual_prompt, ranker
 from lvlm_guard.embedded.captioned import Pictures
 
@@ -27,7 +27,7 @@ def pairs() -> CaptionData:
 
 def some(kind: str, **parts: int) -> FactsData:
     """Facts of the first pictures of splits."""
-    given = [facts(kind, split, n) for split, n in parts.items()]
+    given = [world_facts(kind, split, n) for split, n in parts.items()]
     return replace(given[0], rows=[one for each in given for one in each.facts], name=f"some {kind}")
 
 
@@ -38,7 +38,7 @@ def caption_pictures(pairs: CaptionData) -> dual_prompt.Pictures:
 
 @pytest.fixture(scope="session")
 def values() -> RankData:
-    rows = [*ranks("train", n=60).rows, *ranks("val", n=60).rows]
+    rows = [*world_facts("count", "train", 60).ranks.rows, *world_facts("count", "val", 60).ranks.rows]
     kinds = {row.object for row in rows}
     return RankData(rows, Pictures(), "some counts", exhaustive=sorted(kinds)).teaching("skip")
 

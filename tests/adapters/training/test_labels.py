@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lvlm_guard.adapters.data import CaptionData, RankData
 from lvlm_guard.adapters.data.pictures import Features
-from lvlm_guard.adapters.data.world import captions, ranks
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.adapters.evaluation.metrics import RankingFigures, recall
 from lvlm_guard.adapters.evaluation.metrics import ranks as places
 from lvlm_guard.adapters.evaluation.ranking import Lists
@@ -51,7 +51,7 @@ def luck(k: int) -> float:
 
 @pytest.fixture(scope="module")
 def pairs() -> dual_prompt.Pictures:
-    rows = [*captions("train", 300).rows, *captions("val", 20).rows]
+    rows = [*world_facts("captions", "train", 300).captions.rows, *world_facts("captions", "val", 20).captions.rows]
     return dual_prompt.Pictures.read(CaptionData(rows, Pictures(), "captions"), "embedded")
 
 
@@ -76,7 +76,7 @@ def trained(pairs: dual_prompt.Pictures, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def searched() -> Searched:
     """Search held-out pictures and captions; a retriever's scores are computed once."""
-    data = captions("test", HELD_OUT)
+    data = world_facts("captions", "test", HELD_OUT).captions
     images = [Pictures().load(row.image) for row in data.rows]
     texts = [row.caption for row in data.rows]
 
@@ -122,7 +122,7 @@ def test_captions_that_are_paired_anew_are_found_by_chance_alone(
 def test_a_captions_weights_for_other_pictures_do_not_depend_on_its_own_picture(
     trained: dict[str, DualPromptRetriever],
 ) -> None:
-    data = captions("test", 12)
+    data = world_facts("captions", "test", 12).captions
     images = [Pictures().load(row.image) for row in data.rows]
     texts = [row.caption for row in data.rows]
     before = trained["true"].directed_scores(images, texts)
@@ -145,10 +145,10 @@ def shuffled_within(data: RankData) -> RankData:
 
 
 def test_values_shuffled_within_an_object_teach_a_ranker_nothing(tmp_path: Path) -> None:
-    rows = [*ranks("train", n=300).rows, *ranks("val", n=120).rows]
+    rows = [*world_facts("count", "train", 300).ranks.rows, *world_facts("count", "val", 120).ranks.rows]
     known = RankData(rows, Pictures(), "counts", exhaustive=sorted({row.object for row in rows}))
     pictures = ranker.Pictures.read(known.about(list(COUNTED)).teaching("skip"), LISTS)
-    test = ranks("test", n=250).about(list(COUNTED))
+    test = world_facts("count", "test", 250).ranks.about(list(COUNTED))
     lists = Lists.of(test)
     seen = Features(lists.images, test.load, ranker.encoder(ranker.build(LISTS, pictures.train), "frozen"))
     recipe = Recipe(steps=150, batch=32, rate=2e-3, measure_every=75)

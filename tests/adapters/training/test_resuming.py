@@ -89,10 +89,10 @@ def test_a_killed_process_goes_on_to_the_same_weights(tmp_path: Path) -> None:
         from lvlm_guard.adapters.ranker.settings import RankerSettings
         from lvlm_guard.adapters.training import ranker
         from lvlm_guard.adapters.training.recipe import Recipe
-        from lvlm_guard.adapters.data.world import ranks
+        from lvlm_guard.adapters.data.read import world_facts
         from lvlm_guard.embedded.captioned import Pictures
         torch.set_num_threads(1)
-        rows = [*ranks("train", n=40).rows, *ranks("val", n=60).rows]
+        rows = [*world_facts("count", "train", 40).ranks.rows, *world_facts("count", "val", 60).ranks.rows]
         data = RankData(rows, Pictures(), "counts", exhaustive=sorted({row.object for row in rows})).teaching("skip")
         plan = ranker.Plan(settings=RankerSettings(width=16, heads=2, relations=2, prompts=2, fusion_layers=1))
         left = int(sys.argv[2])

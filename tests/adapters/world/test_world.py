@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from lvlm_guard.adapters.data import open_facts
-from lvlm_guard.adapters.data.world import captions, ranks
+from lvlm_guard.adapters.data.read import world_facts
 from lvlm_guard.embedded.captioned import SPLITS, Pictures, plan, scene
 from lvlm_guard.embedded.catalog import CLASSES
 from lvlm_guard.embedded.tinted import COLOURS, META_OF, METAS, Group, _places, drawing, listing
@@ -109,7 +109,7 @@ def test_a_tint_is_nearest_to_its_own_colour_on_the_palette(colour: str) -> None
 
 
 def test_captions_say_what_the_scene_shows_and_negatives_do_not() -> None:
-    data = captions("test", 300)
+    data = world_facts("captions", "test", 300).captions
     for i, row in enumerate(data.rows):
         groups = scene("captions", "test", i).groups
         shown = {(group.count, group.colour, group.name) for group in groups}
@@ -137,7 +137,7 @@ def test_captions_say_what_the_scene_shows_and_negatives_do_not() -> None:
 
 
 def test_every_kind_of_swap_is_common() -> None:
-    kinds = Counter(kind for row in captions("val", 400).rows for kind in row.kinds)
+    kinds = Counter(kind for row in world_facts("captions", "val", 400).captions.rows for kind in row.kinds)
     assert set(kinds) == {"category", "colour", "number", "exchange"}
     assert min(kinds.values()) > 80
 
@@ -149,7 +149,7 @@ def test_every_object_is_of_one_meta_category_with_others_to_be_exchanged_for() 
 
 
 def test_sets_ordered_by_count_go_from_none_to_six_and_are_exhaustive() -> None:
-    data = ranks("train", "count", 600)
+    data = world_facts("count", "train", 600).ranks
     assert set(data.exhaustive) == set(CLASSES)
     assert {value for name in data.objects for value in data.values(name)[1]} == set(range(7))
     for image, value in zip(*data.values("dog"), strict=True):
@@ -158,14 +158,14 @@ def test_sets_ordered_by_count_go_from_none_to_six_and_are_exhaustive() -> None:
 
 
 def test_sets_ordered_by_size_and_brightness_can_be_measured_in_the_pictures() -> None:
-    sizes = ranks("val", "size", 60)
+    sizes = world_facts("size", "val", 60).ranks
     for row in sizes.rows:
         owner = scene("size", "val", int(row.image.split("/")[2])).owner
         ys, xs = np.nonzero(owner == 0)
         extent = max(np.ptp(ys), np.ptp(xs)) + 1
         assert row.value is not None
         assert abs(extent - row.value) <= 4
-    light = ranks("val", "brightness", 60)
+    light = world_facts("brightness", "val", 60).ranks
     for row in light.rows:
         grey = np.asarray(light.load(row.image).convert("L"), float).mean() / 25.5  # type: ignore[union-attr]
         assert row.value == pytest.approx(grey, abs=0.05)
@@ -215,7 +215,7 @@ def test_phrases_agree_in_number_and_article() -> None:
 def test_photographs_lie_behind_the_scenes_of_the_split_that_is_named_so() -> None:
     first = scene("captions", "test_real", 0)
     assert np.array_equal(first.image, scene("captions", "test_real", 0).image)
-    assert [row.split for row in captions("test_real", 3).rows] == [None] * 3
+    assert [row.split for row in world_facts("captions", "test_real", 3).captions.rows] == [None] * 3
 
     def detail(split: str) -> float:
         """Mean difference of neighbouring pixels of the ground: drawn grounds have the same noise everywhere."""
