@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from lvlm_guard.adapters.evaluation.metrics import Interval, auroc, interval
+from lvlm_guard.adapters.evaluation.metrics import Interval, auroc, ends_of, resampled
 from lvlm_guard.adapters.loading import load_adapter
 from lvlm_guard.adapters.matchers.clip import LAYERS, ClipMatcher
 from lvlm_guard.cli.console import print_json
@@ -130,10 +130,9 @@ def pointed(matcher: Matcher, layouts: Sequence[Layout]) -> list[Pointed]:
 def shares(found: Sequence[Pointed]) -> dict[str, Interval]:
     """Return each figure's mean over layouts with its 95 % interval."""
     table = np.array(found, dtype=float)
-    return {
-        name: interval(lambda _, drawn, k=k: float(table[drawn, k].mean()), 1, len(table))  # type: ignore[misc]
-        for k, name in enumerate(Pointed._fields)
-    }
+    drawn = [layouts for _, layouts in resampled(1, len(table), 1000)]
+    names = enumerate(Pointed._fields)
+    return {name: ends_of(np.array([table[layouts, k].mean() for layouts in drawn])) for k, name in names}
 
 
 def _enlarged(mask: NDArray[np.bool_], height: int, width: int) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ NEGATIVES = 4
 """Swaps of a caption, as in DCAR's data."""
 
 Places = NDArray[np.int64]
-Made = TypeVar("Made")
 Judged = Callable[[Places], float]
+"""Pictures or captions that are drawn, repeated or not -> a figure of them, NaN where there is none."""
 
 
 def swapped(row: CaptionRow, bank: WordBank, data: CaptionData, known: Known, seed: int = 0) -> list[tuple[str, str]]:
@@ -137,6 +137,8 @@ class Asked(NamedTuple):
 class Searched:
     """Features of a gallery, and the figures they give of pictures or captions, which are named by their places.
 
+    What a figure needs is made once, for the bootstrap asks it hundreds of times.
+
     Args:
         image, text: [images, d] and [rows + swaps, d].
         claimed: [images, claims] cosines.
@@ -183,17 +185,13 @@ class Searched:
         """Return recall both ways, the verifier's AUROC and that of claims; see `metrics.Figures`."""
         found = both_ways(self.image_places, self.text_places)
         everything = np.arange(len(self.gallery.images))
-        return found | {"auroc": auroc(self.true, self.swapped), "claims": self.claims_auroc(everything)}
+        return found | {"auroc": auroc(self.true, self.swapped), "claims": self.claims_auroc()(everything)}
 
-    def claims_auroc(self, pictures: Places, about: NDArray[np.bool_] | None = None) -> float:
-        """Return the AUROC of claims, or of some `about` [claims], that hold of pictures against others, or NaN."""
-
-        def judged() -> Judged:
-            claims = self.gallery.claims
-            asked = (claims.true | claims.false) & (True if about is None else about)
-            return judge(self.claimed[asked], claims.true[asked], np.nonzero(asked)[0])
-
-        return self._once(f"claims {'' if about is None else about.tobytes()!r}", judged)(pictures)
+    def claims_auroc(self, about: NDArray[np.bool_] | None = None) -> Judged:
+        """Return drawn pictures -> AUROC of claims, or of some `about` [claims], that hold of them against others."""
+        claims = self.gallery.claims
+        asked = (claims.true | claims.false) & (True if about is None else about)
+        return judge(self.claimed[asked], claims.true[asked], np.nonzero(asked)[0])
 
     @cached_property
     def asked(self) -> Asked:
@@ -213,46 +211,32 @@ class Searched:
         of, holds = np.array(found, dtype=np.int64).reshape(len(found), 2).T
         return Asked(np.array(cosines).reshape(len(found), 1 + SWAPS), holds > 0, of)
 
-    def verified(self, pictures: Places) -> tuple[float, float]:
-        """Return (AUROC, Brier score) of the verifier's probabilities on claims of pictures; NaN without any."""
-        _, true, of = self.asked
-        p: NDArray[np.float64] = self._once("p", lambda: softmax(self.asked.cosines / self.tau, axis=1)[:, 0])
-        times = np.bincount(pictures, minlength=len(self.gallery.images))[of]
-        if not times.any():
-            return float("nan"), float("nan")
-        judged = self._once("verified", lambda: judge(p, true, of))
-        return judged(pictures), float(np.average((p - true) ** 2, weights=times))
+    def verified(self) -> tuple[Judged, Judged]:
+        """Return drawn pictures -> AUROC, and -> Brier score, of the verifier's probabilities on claims of them."""
+        cosines, true, of = self.asked
+        p = softmax(cosines / self.tau, axis=1)[:, 0]
 
-    def swap_auroc(self, rows: Places, kind: str = "") -> float:
-        """Return the AUROC of drawn captions against their swaps of a kind, "" for all; NaN without any."""
+        def brier(pictures: Places) -> float:
+            times = np.bincount(pictures, minlength=len(self.gallery.images))[of]
+            return float(np.average((p - true) ** 2, weights=times)) if times.any() else float("nan")
 
-        def judged() -> Judged:
-            fits = self._of_kind(kind)
-            of = self.gallery.swap_of[fits]
-            own = np.unique(of)
-            scores = np.concatenate([self.true[own], self.swapped[fits]])
-            return judge(scores, np.arange(len(scores)) < len(own), np.concatenate([own, of]))
+        return judge(p, true, of), brier
 
-        return self._once(f"swaps {kind}", judged)(rows)
+    def swap_auroc(self, kind: str = "") -> Judged:
+        """Return drawn captions -> AUROC of them against their swaps of a kind, "" for all."""
+        fits = self._of_kind(kind)
+        of = self.gallery.swap_of[fits]
+        own = np.unique(of)
+        scores = np.concatenate([self.true[own], self.swapped[fits]])
+        return judge(scores, np.arange(len(scores)) < len(own), np.concatenate([own, of]))
 
-    def above(self, rows: Places, kind: str) -> float:
-        """Return the share of captions that score above all their swaps of a kind; NaN without any."""
-
-        def won() -> NDArray[np.float64]:
-            best = np.full(len(self.gallery.rows), -np.inf)
-            fits = self._of_kind(kind)
-            np.maximum.at(best, self.gallery.swap_of[fits], self.swapped[fits])
-            return np.where(np.isfinite(best), (self.true > best).astype(np.float64), np.nan)
-
-        each = self._once(f"won {kind}", won)[rows]
-        return float("nan") if np.isnan(each).all() else float(np.nanmean(each))
+    def above(self, kind: str) -> Judged:
+        """Return drawn captions -> share of them that score above all their swaps of a kind."""
+        best = np.full(len(self.gallery.rows), -np.inf)
+        fits = self._of_kind(kind)
+        np.maximum.at(best, self.gallery.swap_of[fits], self.swapped[fits])
+        won = np.where(np.isfinite(best), (self.true > best).astype(np.float64), np.nan)
+        return lambda rows: float("nan") if np.isnan(won[rows]).all() else float(np.nanmean(won[rows]))
 
     def _of_kind(self, kind: str) -> NDArray[np.bool_]:
         return np.ones(len(self.swapped), bool) if not kind else np.asarray(self.gallery.kinds == kind)
-
-    def _once(self, name: str, make: Callable[[], Made]) -> Made:
-        """Return what is made at the first call of a name alone: the bootstrap asks hundreds of times."""
-        held: dict[str, Made] = self.__dict__.setdefault("_held", {})
-        if name not in held:
-            held[name] = make()
-        return held[name]

@@ -210,26 +210,16 @@ class Interval(NamedTuple):
     high: float
 
 
-def interval(
-    figure: Callable[[Picked, Picked], float], trainings: int, pictures: int, *, draws: int = 1000, seed: int = 0
-) -> Interval:
-    """Return a figure, (trainings drawn, pictures drawn) -> number, with its interval; none where it is NaN.
-
-    Both are drawn with replacement and independently, out of as many as given, so that neither's luck is left out.
-    """
-    return ends_of(np.array([figure(*drawn) for drawn in _drawn(trainings, pictures, draws, seed)]))
-
-
-def _drawn(trainings: int, pictures: int, draws: int, seed: int = 0) -> Iterator[tuple[Picked, Picked]]:
-    """Yield all trainings and pictures, then draws of them."""
+def resampled(trainings: int, pictures: int, draws: int) -> Iterator[tuple[Picked, Picked]]:
+    """Yield all trainings and pictures, then draws of them: with replacement, so that neither's luck is left out."""
     yield np.arange(trainings), np.arange(pictures)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     for _ in range(draws):
         yield rng.integers(0, trainings, trainings), rng.integers(0, pictures, pictures)
 
 
 def ends_of(figures: NDArray[np.float64]) -> Interval:
-    """Return a figure with its 95 % interval from its value on everything, then on draws."""
+    """Return a figure with its 95 % interval from its value on everything, then on draws; none where it is NaN."""
     if math.isnan(figures[0]):
         return Interval(math.nan, math.nan, math.nan)
     return Interval(float(figures[0]), *map(float, np.nanquantile(figures[1:], (0.025, 0.975))))
@@ -266,7 +256,7 @@ def table(
         return {name: float(np.mean([made[id(one)][name] for one in chosen])) for name in made[id(chosen[0])]}
 
     # the same draws for all, so that a difference is that of figures which are there already
-    drawn = [*_drawn(len(found[ours]), pictures, draws)]
+    drawn = [*resampled(len(found[ours]), pictures, draws)]
     means = {method: [mean(each, *one) for one in drawn] for method, each in found.items()}
     pairs = [(ours, other) for other in found if other != ours]
     pairs += [(one, baseline) for one in found if baseline and one not in (ours, baseline)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lvlm_guard.adapters.evaluation import metrics
-from lvlm_guard.adapters.evaluation.gallery import Searched
+from lvlm_guard.adapters.evaluation.gallery import Judged, Searched
 from lvlm_guard.adapters.evaluation.metrics import Picked
 from lvlm_guard.adapters.retrieval.claims import Claims
 from lvlm_guard.matching.platt import fit_tau
@@ -31,8 +30,8 @@ PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 Probe = Callable[[Searched], Searched]
 
 
-def figures(found: Searched, pictures: Picked, kinds: Sequence[str], novel: Novel | None = None) -> dict[str, float]:
-    """Return the figures of drawn pictures by name.
+def figures(found: Searched, kinds: Sequence[str], novel: Novel | None = None) -> Callable[[Picked], dict[str, float]]:
+    """Return a function of drawn pictures -> their figures by name.
 
     `i2t_r1` .. `t2i_r10`: recall; pictures search among all captions and swaps, captions among all pictures.
     `swap_auroc`: captions against their own swaps, pooled and of each kind. `accuracy_KIND`: share of captions that
@@ -41,22 +40,29 @@ def figures(found: Searched, pictures: Picked, kinds: Sequence[str], novel: Nove
     `brier` of the verifier, and `claims_auroc` of objects that were trained on and of others. A linear probe says
     nothing of captions and of others.
     """
-    told: dict[str, float] = {}
+    claims, verified, swaps = {"claims_auroc": found.claims_auroc()}, dict[str, Judged](), dict[str, Judged]()
     if novel is not None:
-        told["verifier_auroc"], told["brier"] = found.verified(pictures)
-        told["claims_auroc_base"] = found.claims_auroc(pictures, ~novel)
-    claims = {"claims_auroc": found.claims_auroc(pictures)}
+        verified["verifier_auroc"], verified["brier"] = found.verified()
+        verified["claims_auroc_base"] = found.claims_auroc(~novel)
     if found.probed:
-        return told | claims
+        return lambda pictures: _asked(verified | claims, pictures)
     if novel is not None:
-        told["claims_auroc_novel"] = found.claims_auroc(pictures, novel)
-    rows = found.gallery.rows_of(pictures)
-    told |= metrics.both_ways(found.image_places[pictures], found.text_places[rows]) | claims
+        verified["claims_auroc_novel"] = found.claims_auroc(novel)
     if kinds:
-        told["swap_auroc"] = found.swap_auroc(rows)
+        swaps["swap_auroc"] = found.swap_auroc()
     for kind in kinds:
-        told[f"swap_auroc_{kind}"], told[f"accuracy_{kind}"] = found.swap_auroc(rows, kind), found.above(rows, kind)
-    return told
+        swaps[f"swap_auroc_{kind}"], swaps[f"accuracy_{kind}"] = found.swap_auroc(kind), found.above(kind)
+
+    def drawn(pictures: Picked) -> dict[str, float]:
+        rows = found.gallery.rows_of(pictures)
+        recall = metrics.both_ways(found.image_places[pictures], found.text_places[rows])
+        return _asked(verified, pictures) | recall | _asked(claims, pictures) | _asked(swaps, rows)
+
+    return drawn
+
+
+def _asked(judges: Mapping[str, Judged], places: Picked) -> dict[str, float]:
+    return {name: judged(places) for name, judged in judges.items()}
 
 
 def linear_probe(features: Tensor, claims: Claims, penalty: float) -> Probe:
@@ -97,7 +103,7 @@ def best_probe(features: Tensor, claims: Claims, validation: Searched) -> Probe:
     """Return the linear probe whose claims are told apart best on validation, by its temperature there."""
     probes = [linear_probe(features, claims, penalty) for penalty in PENALTIES]
     everything = np.arange(len(validation.gallery.images))
-    best = max(probes, key=lambda probe: probe(validation).claims_auroc(everything))
+    best = max(probes, key=lambda probe: probe(validation).claims_auroc()(everything))
     asked = best(validation).asked
     tau = fit_tau(asked.cosines, asked.true)
     return lambda found: replace(best(found), tau=tau)
@@ -115,7 +121,12 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Return rows in long form, see `metrics.table` and `figures`."""
     gallery = found[ours][0].gallery
-    measure, n = partial(figures, kinds=sorted(set(gallery.kinds.tolist())), novel=novel), len(gallery.images)
+    kinds, n = sorted(set(gallery.kinds.tolist())), len(gallery.images)
+    judged = {id(one): figures(one, kinds, novel) for each in found.values() for one in each}
+
+    def measure(one: Searched, pictures: Picked) -> dict[str, float]:
+        return judged[id(one)](pictures)
+
     return metrics.table(model, ours, task, found, measure, n, headlines=HEADLINES, draws=draws, baseline=baseline)
 
 

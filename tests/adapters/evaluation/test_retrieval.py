@@ -13,7 +13,7 @@ from torch import Tensor
 from lvlm_guard.adapters.data import CaptionData, CaptionRow, Facts
 from lvlm_guard.adapters.evaluation import retrieval
 from lvlm_guard.adapters.evaluation.gallery import Gallery, Searched
-from lvlm_guard.adapters.evaluation.metrics import auroc, interval
+from lvlm_guard.adapters.evaluation.metrics import auroc, ends_of, resampled
 from lvlm_guard.adapters.retrieval.bank import WordBank
 from lvlm_guard.adapters.retrieval.claims import Claims
 from lvlm_guard.embedded.captioned import Pictures
@@ -67,9 +67,9 @@ def test_pictures_search_among_swaps_and_captions_among_pictures_alone() -> None
     assert figures["t2i_r1"] == 1.0
     # true .5 .7 against .6 .2 .3: of six pairs one is lost
     assert figures["auroc"] == pytest.approx(5 / 6)
-    assert found.above(np.array([0]), "colour") == 0.0
-    assert found.above(np.array([0, 1]), "category") == 1.0
-    assert math.isnan(found.above(np.array([1]), "colour"))
+    assert found.above("colour")(np.array([0])) == 0.0
+    assert found.above("category")(np.array([0, 1])) == 1.0
+    assert math.isnan(found.above("colour")(np.array([1])))
 
 
 def test_claims_hold_of_pictures_any_of_whose_captions_names_the_object() -> None:
@@ -82,10 +82,10 @@ def test_claims_hold_of_pictures_any_of_whose_captions_names_the_object() -> Non
         [[0.0] * (len(rows) + len(made.swaps))] * 3, made, [[0.1, 0.2, 0.9], [0.3, 0.8, 0.4], [0.0, 0.5, 0.0]]
     )
     # true .9 .3 .8 against .1 .2 .4 .0 .5 .0: of eighteen pairs two are lost
-    assert found.claims_auroc(np.arange(3)) == pytest.approx(16 / 18)
+    assert found.claims_auroc()(np.arange(3)) == pytest.approx(16 / 18)
     assert found.figures()["claims"] == pytest.approx(16 / 18)
-    assert found.claims_auroc(np.array([0, 0])) == 1.0
-    assert math.isnan(found.claims_auroc(np.array([2])))
+    assert found.claims_auroc()(np.array([0, 0])) == 1.0
+    assert math.isnan(found.claims_auroc()(np.array([2])))
     assert not gallery([CaptionRow("a", "a dog"), CaptionRow("b", "two dogs")]).claims.telling
 
 
@@ -137,9 +137,9 @@ def test_the_auroc_of_drawn_captions_is_that_of_their_scores_written_out() -> No
         ]
         true = [found.true[row] for row, swaps in zip(drawn, own, strict=True) if swaps]
         expected = auroc(true, [score for swaps in own for score in swaps])
-        assert found.swap_auroc(drawn, kind) == pytest.approx(expected)
+        assert found.swap_auroc(kind)(drawn) == pytest.approx(expected)
         won = [found.true[row] > max(swaps) for row, swaps in zip(drawn, own, strict=True) if swaps]
-        assert found.above(drawn, kind) == pytest.approx(np.mean(won))
+        assert found.above(kind)(drawn) == pytest.approx(np.mean(won))
 
 
 def test_equal_captions_are_true_of_both_pictures() -> None:
@@ -152,7 +152,7 @@ def test_equal_captions_are_true_of_both_pictures() -> None:
 
 def test_an_interval_has_the_width_of_a_binomial_share_over_pictures() -> None:
     hits = np.array([1.0] * 300 + [0.0] * 100)
-    found = interval(lambda _, pictures: float(hits[pictures].mean()), 1, 400)
+    found = ends_of(np.array([hits[pictures].mean() for _, pictures in resampled(1, 400, 1000)]))
     half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
     assert found.value == 0.75
     assert found.high - found.low == pytest.approx(2 * half, rel=0.15)
@@ -160,7 +160,7 @@ def test_an_interval_has_the_width_of_a_binomial_share_over_pictures() -> None:
 
 def test_an_interval_is_wide_where_trainings_differ_though_pictures_agree() -> None:
     by_training = np.array([0.2, 0.5, 0.8])
-    found = interval(lambda trainings, _: float(by_training[trainings].mean()), 3, 1000)
+    found = ends_of(np.array([by_training[trainings].mean() for trainings, _ in resampled(3, 1000, 1000)]))
     assert found.low == pytest.approx(0.2, abs=0.11)
     assert found.high == pytest.approx(0.8, abs=0.11)
 
@@ -209,7 +209,7 @@ def test_a_linear_probe_tells_the_objects_it_learnt_apart_and_says_the_mean_of_o
     learnt = Claims(names[:2], true[:, :2], ~true[:, :2])
     found = retrieval.linear_probe(features, learnt, 1e-3)(plain)
     at = np.arange(200)
-    assert all(found.claims_auroc(at, np.array(names) == name) > 0.95 for name in names[:2])
+    assert all(found.claims_auroc(np.array(names) == name)(at) > 0.95 for name in names[:2])
     assert np.allclose(found.claimed[:, 2], found.claimed[:, :2].mean(1))
 
 
