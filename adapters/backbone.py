@@ -104,15 +104,13 @@ def salient(clip: Any, pixels: Tensor) -> Tensor:
     [n, patches] with sums below 1, of a `CLIPModel`, untuned or with prompts, which are no patches.
     """
     vision, held = clip.vision_model, list[Tensor]()
+
+    def keep(_module: Any, _args: Any, output: Tensor) -> None:
+        held.append(output)
+
     attention = getattr(vision.encoder.layers[-1], "base_layer", vision.encoder.layers[-1]).self_attn
-    hooks = [
-        of.register_forward_hook(lambda *told: held.append(told[-1])) for of in (attention.q_proj, attention.k_proj)
-    ]
-    try:
+    with attention.q_proj.register_forward_hook(keep), attention.k_proj.register_forward_hook(keep):
         vision(pixel_values=pixels.to(clip.dtype))
-    finally:
-        for hook in hooks:
-            hook.remove()
     q, k = (of.unflatten(-1, (vision.config.num_attention_heads, -1)).transpose(1, 2) for of in held[-2:])
     weights: Tensor = (q[:, :, :1] @ k.transpose(-1, -2) * k.shape[-1] ** -0.5).float().softmax(-1)
     cells = (pixels.shape[-1] // vision.config.patch_size) ** 2

@@ -21,6 +21,7 @@ cosine's gradient there, rectified. From there on through the layers as for CLIP
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -189,16 +190,13 @@ class ClipMatcher(AdapterMatcher):
             if made.requires_grad:  # the untuned tower may run beside, without gradients
                 kept.append(made)
 
-        hooks = [self._layers[0].register_forward_pre_hook(_begin)]
-        hooks += [module.register_forward_hook(keep) for module in (*(one.self_attn for one in self._layers), *behind)]
-        try:
-            with torch.enable_grad():
-                seen = self.retriever.model.encode_image(pixels)
-                scores = (seen * said).sum(-1)
-                return seen, scores, kept, list(torch.autograd.grad(scores.sum(), kept))
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with ExitStack() as hooks, torch.enable_grad():
+            hooks.enter_context(self._layers[0].register_forward_pre_hook(_begin))
+            for module in (*(one.self_attn for one in self._layers), *behind):
+                hooks.enter_context(module.register_forward_hook(keep))
+            seen = self.retriever.model.encode_image(pixels)
+            scores = (seen * said).sum(-1)
+            return seen, scores, kept, list(torch.autograd.grad(scores.sum(), kept))
 
     def _looked(self, pixels: Tensor, said: Tensor) -> Tensor:
         base = self.retriever.model.base

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lvlm_guard.adapters.prompts.config import DualPromptConfig
 from lvlm_guard.adapters.prompts.heads import Wrapped
-from lvlm_guard.adapters.prompts.producers import PRODUCERS, Context, Prompts
+from lvlm_guard.adapters.prompts.producers import PRODUCERS, Prompts
 from lvlm_guard.errors import KnobError, TextError, UnsupportedCallError
 
 STD = 0.02  # of prompts that start at random; MaPLe's and PromptSRC's releases
@@ -149,18 +149,14 @@ class PromptLayer(Wrapped):
     adapter_layer_names = (
         "dual_prompt_ctx", "dual_prompt_w", "dual_prompt_u", "dual_prompt_b", "dual_prompt_made", "dual_prompt_near",
     )  # fmt: skip
-    dual_prompt_ctx: nn.ParameterDict
-    dual_prompt_w: nn.ParameterDict
-    dual_prompt_u: nn.ParameterDict
-    dual_prompt_b: nn.ParameterDict
     tied: Tied
     check: RemovableHandle  # of `require_slots`, on the first text layer alone
 
     def __init__(self, base: nn.Module, side: str, index: int) -> None:
         super().__init__(base, side)
         self.index = index
-        for name in self.adapter_layer_names[:4]:
-            setattr(self, name, nn.ParameterDict())
+        self.dual_prompt_ctx, self.dual_prompt_w = nn.ParameterDict(), nn.ParameterDict()
+        self.dual_prompt_u, self.dual_prompt_b = nn.ParameterDict(), nn.ParameterDict()
         self.dual_prompt_made, self.dual_prompt_near = nn.ModuleDict(), nn.ModuleDict()
 
     def add(self, name: str, config: DualPromptConfig, text_width: int, start: Tensor | None) -> None:
@@ -270,8 +266,7 @@ class PromptLayer(Wrapped):
         producer = self.tied.producer(name)
         key = id(self.tied), name, self.side
         if self.index == 0:
-            context = Context(self.side, lambda: self.tied.frozen(self.side))
-            _RUNNING.made[key] = producer(self.tied.tables(name), context)[self.side]
+            _RUNNING.made[key] = producer(self.tied.tables(name), lambda: self.tied.frozen(self.side))[self.side]
         groups = _RUNNING.made[key][:, self.index]
         if self.index == config.depth - 1:
             del _RUNNING.made[key]  # whose graph would be kept

@@ -8,7 +8,6 @@ Marked [R]: the formula is our reconstruction, since none was published or read.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -20,21 +19,11 @@ if TYPE_CHECKING:
 Prompts = dict[str, Tensor]
 """Side ("text", "vision") -> [groups, depth, n_ctx, width]; of 1, of as many as there are experts, or of each row."""
 
+Frozen = Callable[[], Tensor]
+"""Gives the normalised features of the untuned CLIP for what a forward reads, [batch, d]."""
+
 SMALL = 0.02
 ANY, TEXT, VISION, BOTH = ("text", "vision", "both"), ("text", "both"), ("vision", "both"), ("both",)
-
-
-@dataclass(frozen=True)
-class Context:
-    """What prompts may depend on.
-
-    Args:
-        side: whose forward it is.
-        frozen: gives the normalised features of the untuned CLIP for what this forward reads, [batch, d].
-    """
-
-    side: str
-    frozen: Callable[[], Tensor]
 
 
 class Producer(nn.Module):
@@ -56,8 +45,8 @@ class Producer(nn.Module):
     def build(self, config: DualPromptConfig, widths: dict[str, int]) -> None:
         """Make what is learnt beside the tables."""
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
-        """Return the prompts of a forward, for `context.side` at least; `base` holds the tables, of one group."""
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
+        """Return the prompts of a forward, of the side that runs at least; `base` holds the tables, of one group."""
         return base
 
     def shift(self, side: str, patches: Tensor) -> Tensor | None:
@@ -101,7 +90,7 @@ class Recurrent(Producer):
         self.lstm = nn.LSTM(widths["text"], half, batch_first=True, bidirectional=True)
         self.out = _silent(nn.Linear(2 * half, widths["text"]))
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
         v = base["text"][0]
         return base | {"text": (v + self.out(self.lstm(v)[0]))[None]}
 
@@ -117,7 +106,7 @@ class Joint(Producer):
         self.attention = nn.MultiheadAttention(both, 1, batch_first=True)
         nn.init.zeros_(self.attention.out_proj.weight)
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
         both = torch.cat([base["text"][0], base["vision"][0]], -1)
         read = self.norm(both)
         made = both + self.attention(read, read, read, need_weights=False)[0]
@@ -139,7 +128,7 @@ class Mutual(Producer):
         self.enter = nn.ModuleDict({"text": nn.Linear(vision, text), "vision": nn.Linear(text, vision)})
         self.attention = nn.ModuleDict({"text": _attention(text), "vision": _attention(vision)})
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
         made = {side: list(tables[0]) for side, tables in base.items()}
         for layer in range(self.config.depth):
             leads, follows = ("text", "vision") if layer < self.turn else ("vision", "text")
@@ -181,8 +170,8 @@ class Clusters(Producer):
         self.own = nn.Parameter(torch.zeros(config.experts, config.depth, config.n_ctx, widths["vision"]))
         self.register_buffer("centres", torch.zeros(config.experts, widths["joint"]))
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
-        nearest = torch.cdist(context.frozen().to(self.centres), self.centres).argmin(1)
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
+        nearest = torch.cdist(frozen().to(self.centres), self.centres).argmin(1)
         return base | {"vision": base["vision"] + self.own[nearest]}
 
 
@@ -201,7 +190,7 @@ class Cascade(Producer):
         for side, table in tables.items():
             getattr(self, side).copy_(table[0].detach())
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
         return {side: torch.cat([getattr(self, side)[None], table], 2) for side, table in base.items()}
 
 
@@ -215,7 +204,7 @@ class Experts(Producer):
         # equal experts would have equal gradients for ever
         self.own = nn.Parameter(torch.randn(shape) * SMALL * (config.experts > 1))
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
         return base | {"text": base["text"] + self.own}
 
 
@@ -233,8 +222,8 @@ class Conditioned(Producer):
         self.make = _silent(nn.Linear(hidden, widths["text"]))
         self.register_buffer("centres", torch.zeros(config.experts, widths["joint"]))
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
-        said = context.frozen().to(self.centres).expand(len(self.centres), -1, -1)
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
+        said = frozen().to(self.centres).expand(len(self.centres), -1, -1)
         seen = self.centres[:, None].expand(-1, said.shape[1], -1)
         moved = self.make(self.read(torch.cat([seen, said], -1)).relu()).flatten(0, 1)
         return base | {"text": base["text"] + moved[:, None, None]}
@@ -251,7 +240,7 @@ class Summaries(Producer):
         self.own = nn.Parameter(torch.randn(shape) * SMALL)
         self.query = nn.Parameter(torch.randn(config.experts, config.n_ctx, widths["vision"]))
 
-    def forward(self, base: Prompts, context: Context) -> Prompts:
+    def forward(self, base: Prompts, frozen: Frozen) -> Prompts:
         return base | {"vision": base["vision"] + self.own}
 
     def shift(self, side: str, patches: Tensor) -> Tensor | None:

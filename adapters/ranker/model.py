@@ -6,7 +6,7 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
@@ -24,16 +24,8 @@ from lvlm_guard.adapters.terms import full, unchanged
 from lvlm_guard.errors import KnobError, UnsupportedCallError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
     from transformers import PreTrainedModel
-
-
-class RankerLoss(NamedTuple):
-    """The whole loss and its two terms, scalars; total = pair + weight * log(1 + regression)."""
-
-    total: Tensor
-    pair: Tensor
-    regression: Tensor
 
 
 def pair_loss(logits: Tensor, values: Tensor, ties: Ties = "half") -> Tensor:
@@ -64,16 +56,17 @@ def pair_loss(logits: Tensor, values: Tensor, ties: Ties = "half") -> Tensor:
 
 def ranker_loss(
     scores: Tensor, logits: Tensor, values: Tensor, *, ties: Ties = "half", regression_weight: float = 0.2
-) -> RankerLoss:
-    """Return the loss of one group under one instruction, in float32 or wider; options as of `RankerSettings`.
+) -> Tensor:
+    """Return the loss of one group under one instruction, a scalar in float32 or wider.
 
-    Of scores [K], logits [K, K], and values [K] in the units of the scores.
+    It is the pairs' loss + weight * log(1 + the values'), of scores [K], logits [K, K], and values [K] in the units of
+    the scores; options as of `RankerSettings`.
     """
     pair = pair_loss(logits, values, ties)
     scores, values = full(scores), full(values)
     with unchanged(scores):
         regression = smooth_l1_loss(scores, values.to(scores.dtype), beta=1.0)
-    return RankerLoss(pair + regression_weight * torch.log1p(regression), pair, regression)
+    return pair + regression_weight * torch.log1p(regression)
 
 
 @dataclass
@@ -131,12 +124,6 @@ class ClipRanker(CLIPPreTrainedModel):
                 module.training = mode  # of the layer alone: it reads it for nothing else
         return self
 
-    @property
-    def trunk_is_frozen(self) -> bool:
-        """Whether no tower learns, so that tokens computed once stay true while training."""
-        towers = (self.clip.vision_model, self.clip.text_model)
-        return not any(weight.requires_grad for tower in towers for weight in tower.parameters())
-
     def image_tokens(self, pixel_values: Tensor) -> Tensor:
         return self.trunk.image_tokens(pixel_values.to(self.clip.dtype))
 
@@ -182,7 +169,7 @@ class ClipRanker(CLIPPreTrainedModel):
         loss = None
         if labels is not None:
             ties, weight = self.settings.ties, self.settings.regression_weight
-            loss = ranker_loss(scores, logits, labels, ties=ties, regression_weight=weight).total
+            loss = ranker_loss(scores, logits, labels, ties=ties, regression_weight=weight)
         return RankerOutput(loss=loss, scores=scores, logits=logits)
 
     def similarity(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -202,27 +189,21 @@ TOWERS = (
 """Queries and values of attention; in a ConvNeXt, and of open_clip, its blocks' two matrices."""
 
 
-def lora_config(trunk: Tuning = "frozen", rank: int = 8) -> LoraConfig:
-    """Return the configuration of a ranker's adapter; raises `KnobError`.
+def adapted(model: ClipRanker, trunk: Tuning = "frozen", rank: int = 8) -> PeftModel:
+    """Return a ranker as a PEFT model that is ready to train: what has no gradient asks for none; raises `KnobError`.
 
     Args:
         trunk: "frozen": the CLIP stays as it is, and tokens of pictures may be computed once. "tuned": a LoRA of the
             `rank` learns in both towers.
     """
     require_peft()
-    from peft import LoraConfig
+    from peft import LoraConfig, get_peft_model
 
     if trunk not in get_args(Tuning) or rank < 1:
         raise KnobError(f"trunk is {trunk!r} and rank {rank}: give 'frozen' or 'tuned', and a rank of 1 or more.")
     target, r = (UNUSED, 1) if trunk == "frozen" else (TOWERS, rank)
-    return LoraConfig(r=r, lora_alpha=2 * r, target_modules=target, modules_to_save=["ranker"])
-
-
-def adapted(model: ClipRanker, trunk: Tuning = "frozen", rank: int = 8) -> PeftModel:
-    """Return a ranker as a PEFT model that is ready to train: what has no gradient asks for none."""
-    from peft import get_peft_model
-
-    return _still(get_peft_model(model, lora_config(trunk, rank)))
+    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=target, modules_to_save=["ranker"])
+    return _still(get_peft_model(model, config))
 
 
 def card_of(model: Any, **known: Any) -> RankerCard:

@@ -16,7 +16,6 @@ from lvlm_guard.adapters.prompts.producers import (
     PRODUCERS,
     Clusters,
     Conditioned,
-    Context,
     Style,
     Summaries,
     k_means,
@@ -172,9 +171,7 @@ def test_a_picture_has_the_prompts_of_its_nearest_centre():
     clusters = Clusters(config, {"text": 24, "vision": 32, "joint": 2})
     clusters.centres = torch.eye(2)
     torch.nn.init.normal_(clusters.own)
-    made = clusters(
-        {"vision": torch.zeros(1, 1, 4, 32)}, Context("vision", lambda: torch.tensor([[0.1, 0.9], [1.0, 0]]))
-    )
+    made = clusters({"vision": torch.zeros(1, 1, 4, 32)}, lambda: torch.tensor([[0.1, 0.9], [1.0, 0]]))
     assert torch.equal(made["vision"], clusters.own[[1, 0]])
     centres = k_means(torch.cat([torch.randn(20, 2) * 0.01 + torch.eye(2)[k] for k in range(2)]), 2, seed=1)
     torch.testing.assert_close(centres.sort(0).values, torch.tensor([[0.0, 0], [1, 1]]), atol=0.02, rtol=0)
@@ -186,7 +183,7 @@ def test_a_picture_moves_the_prompts_of_two_texts_differently_and_by_what_its_fo
     torch.nn.init.normal_(made.make.weight)
     made.centres, said = normalize(torch.randn(2, 16), dim=-1), normalize(torch.randn(3, 16), dim=-1)
     tables = torch.randn(1, 1, 4, 24)
-    moved = (made({"text": tables}, Context("text", lambda: said))["text"] - tables)[:, 0, 0].view(2, 3, 24)
+    moved = (made({"text": tables}, lambda: said)["text"] - tables)[:, 0, 0].view(2, 3, 24)
     hidden = (made.read.weight @ torch.cat([made.centres[1], said[2]]) + made.read.bias).relu()
     torch.testing.assert_close(moved[1, 2], made.make.weight @ hidden, atol=1e-5, rtol=1e-4)
     assert (moved[1, 2] - moved[1, 0]).abs().max() > 0.01  # CoCoOp's shift is one for all classes

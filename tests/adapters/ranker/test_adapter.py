@@ -16,7 +16,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from lvlm_guard.adapters.ranker.card import FILE, RankerCard
-from lvlm_guard.adapters.ranker.model import ClipRanker, adapted, card_of, load, lora_config, save
+from lvlm_guard.adapters.ranker.model import ClipRanker, adapted, card_of, load, save
 from lvlm_guard.errors import KnobError, TextError, UnsupportedModelError, WeightsError
 
 Make = Callable[..., ClipRanker]
@@ -207,6 +207,6 @@ def test_an_instruction_with_another_placeholder_is_refused(instruction: str) ->
 
 
 @pytest.mark.parametrize(("trunk", "rank"), [("thawed", 8), ("tuned", 0)])
-def test_another_trunk_or_rank_is_refused(trunk: Any, rank: int) -> None:
+def test_another_trunk_or_rank_is_refused(trunk: Any, rank: int, make_ranker: Make) -> None:
     with pytest.raises(KnobError, match="'frozen' or 'tuned'"):
-        lora_config(trunk, rank)
+        adapted(make_ranker(), trunk, rank)

@@ -54,7 +54,7 @@ def learn(shuffled: bool, seed: int = 0) -> tuple[RankerNetwork, RankingFigures,
         assert (logits + logits.T).abs().max() == 0
         loss = ranker_loss(scores, logits, values)
         learning.zero_grad()
-        loss.total.backward()
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         learning.step()
     return network, before, figures(network, world)
