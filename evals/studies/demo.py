@@ -21,7 +21,7 @@ from lvlm_guard.evals.decoders.decoder import PLAIN, REFERENCE
 from lvlm_guard.evals.errors import VoidRunError
 from lvlm_guard.evals.infer.ask import MANY, ask
 from lvlm_guard.evals.infer.generate import Asker, Prepared, prepare, prepare_run
-from lvlm_guard.evals.metrics import chair, pope
+from lvlm_guard.evals.report.disagreement import judge
 from lvlm_guard.evals.report.page import page_environment
 from lvlm_guard.evals.report.saved import Run, read_run
 from lvlm_guard.evals.report.terminal import sentences
@@ -80,15 +80,12 @@ def _examples(saved: Run, prepared: Prepared) -> Iterator[dict[str, Any]]:
 
 
 def _answered(task: EvalTask, saved: Run, method: str) -> Iterator[tuple[Item, str, list[bool], list[list[str]]]]:
-    for item, (_, said) in zip(task.items, saved.by_item(task.name), strict=True):
-        texts = [said[name][0]["text"] for name in (REFERENCE, method)]
-        if task.kind != "chair":
-            yield item, texts[0], [pope.read(text) == item.truth for text in texts], [[], []]
-            continue
-        rows = [{"image_id": 0, "caption": text} for text in texts]
-        read = chair.compare(rows, {0: item.truth}, vocabulary=task.vocabulary)
-        absent = [[node for _, node, _ in caption.hallucinated] for caption in read]
-        yield item, texts[0], [not each for each in absent], absent
+    told = task.describe()
+    for item, (asked, said) in zip(task.items, saved.by_item(task.name), strict=True):
+        judged = [judge(told, asked, said[name][0]) for name in (REFERENCE, method)]
+        absent = [[node for _, node, _ in one.caption.hallucinated] if one.caption else [] for one in judged]
+        right = [not names if one.caption else one.mark == "right" for one, names in zip(judged, absent, strict=True)]
+        yield item, judged[0].text, right, absent
 
 
 def _shown(asker: Asker, task: EvalTask, item: Item, method: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -31,32 +30,6 @@ LIMITS: str = benchmarks()["world"]["limits"]
 """What this world shows and what it does not; said wherever its figures are."""
 
 
-class WorldQuestion(NamedTuple):
-    question_id: int  # from 1
-    picture: int  # index of the scene in its split
-    kind: str
-    name: str
-    text: str
-    label: Answer
-    assumed: bool  # absent, but suggested by what is in view: what the model hallucinates
-
-
-class WorldPope(NamedTuple):
-    """Scenes and the questions about them, 18 a scene, in order of scenes."""
-
-    scenes: world.Scenes
-    questions: list[WorldQuestion]
-
-
-class WorldCaptions(NamedTuple):
-    """Scenes to be captioned; `objects[i]` are the names in view in scene i, `props[i]` whether a prop is."""
-
-    scenes: world.Scenes
-    objects: dict[int, frozenset[str]]
-    props: dict[int, bool]
-    prompt: str = world.CAPTION_PROMPT
-
-
 def picture(scenes: world.Scenes, index: int) -> Image.Image:
     """Return a scene as an RGB picture of 96 x 96."""
     return Image.fromarray(scenes.image[index])
@@ -67,34 +40,6 @@ def scenes_of(split: str, real: bool = False, captions: bool = False) -> str:
     if split not in ("val", "test"):
         raise DataError(f"The split is {split!r}: give 'test' to report, or 'val' to choose a setting.")
     return split + "_real" * real + "_cap" * captions
-
-
-def world_pope(pictures: int = 300, split: str = "test", real: bool = False) -> WorldPope:
-    """Return POPE questions about the first scenes of a split that have three objects in view, or raise `DataError`."""
-    name = scenes_of(split, real)
-    if pictures < 1:
-        raise DataError(f"World POPE needs a picture or more; got pictures={pictures}.")
-    drawn, asked = pope_set(name, pictures)
-    found = len({question.scene for question in asked})
-    if found < pictures:
-        there = f"the split {name!r} has {found} scenes with three objects in view"
-        raise DataError(f"{pictures} pictures were asked for, but {there}: ask for fewer.")
-    questions = []
-    for n, q in enumerate(asked, 1):
-        noun, label = NOUNS[q.asked], LABELS[q.present]
-        questions.append(WorldQuestion(n, q.scene, q.mode, noun, world.question(noun), label, q.assumed))
-    return WorldPope(drawn, questions)
-
-
-def world_chair(captions: int = 400, split: str = "test", real: bool = False) -> WorldCaptions:
-    """Return the first scenes of a caption split, and what is in view in each; raises `DataError` as `world_pope`."""
-    name = scenes_of(split, real, captions=True)
-    if not 1 <= captions <= world.SPLITS[name].size:
-        raise DataError(f"World CHAIR has 1 to {world.SPLITS[name].size} scenes in {split!r}; got captions={captions}.")
-    drawn = world.scenes(name, captions)
-    seen = dict(enumerate(map(drawn.visible, range(captions))))
-    objects = {i: frozenset(NOUNS[o] for o in found) for i, (found, _) in seen.items()}
-    return WorldCaptions(drawn, objects, {i: bool(props) for i, (_, props) in seen.items()})
 
 
 def world_pope_task(settings: Settings, real: bool = False) -> list[EvalTask]:
@@ -112,28 +57,35 @@ def world_pope_task(settings: Settings, real: bool = False) -> list[EvalTask]:
 
 
 def _questions(pictures: int, split: Split, real: bool, prefix: str = "") -> list[Item]:
-    drawn = world_pope(pictures, split, real)
-    rows: dict[tuple[int, str], dict[str, None]] = {}
-    for q in drawn.questions:
-        rows.setdefault((q.picture, q.text), {})[f"pope_{q.kind}"] = None
+    """Return the questions about the first scenes that have three objects in view; raises `DataError` of too few."""
+    name = scenes_of(split, real)
+    drawn, asked = pope_set(name, pictures)
+    rows: dict[tuple[int, int], list[str]] = {}
+    for q in asked:
+        rows.setdefault((q.scene, q.asked), []).append(f"pope_{q.mode}")
+    if (found := len({q.scene for q in asked})) < pictures:
+        there = f"the split {name!r} has {found} scenes with three objects in view"
+        raise DataError(f"{pictures} pictures were asked for, but {there}: ask for fewer.")
     items = []
-    for n, q in enumerate(drawn.questions):
-        if kinds := rows.pop((q.picture, q.text), None):
-            shown, tags = (picture(drawn.scenes, q.picture),), {"object": q.name, "assumed": q.assumed}
-            key, name = f"{prefix}{n}", f"{prefix}{q.picture}"
-            items.append(Item(key, name, q.text, shown, "", q.label, tuple(kinds), tags))
+    for n, q in enumerate(asked):
+        if kinds := rows.pop((q.scene, q.asked), None):
+            noun, label, shown = NOUNS[q.asked], LABELS[q.present], (picture(drawn, q.scene),)
+            key, tags = f"{prefix}{n}", {"object": noun, "assumed": q.assumed}
+            items.append(Item(key, f"{prefix}{q.scene}", world.question(noun), shown, "", label, tuple(kinds), tags))
     return items
 
 
 def world_chair_task(settings: Settings, real: bool = False) -> list[EvalTask]:
-    """Return the scenes to caption, with the names of what is in view."""
-    drawn = world_chair(settings.captions or settings.limit or CAPTIONS, settings.split, real)
-    items = [
-        Item(str(i), str(i), drawn.prompt, (picture(drawn.scenes, i),), "", sorted(seen), ("chair",), {"prop": prop})
-        for (i, seen), prop in zip(drawn.objects.items(), drawn.props.values(), strict=True)
-    ]
-    name = scenes_of(settings.split, real, captions=True)
-    about = {"source": f"embedded world, split {name}, its first {len(items)} scenes", "limits": LIMITS}
+    """Return the first scenes of a caption split, with the names of what is in view; raises `DataError` of too few."""
+    name, captions = scenes_of(settings.split, real, captions=True), settings.captions or settings.limit or CAPTIONS
+    if not 1 <= captions <= (there := world.SPLITS[name].size):
+        raise DataError(f"World CHAIR has 1 to {there} scenes in {settings.split!r}; got captions={captions}.")
+    drawn, items = world.scenes(name, captions), []
+    for i in range(captions):
+        objects, props = drawn.visible(i)
+        truth, shown = sorted(NOUNS[o] for o in objects), (picture(drawn, i),)
+        items.append(Item(str(i), str(i), world.CAPTION_PROMPT, shown, "", truth, ("chair",), {"prop": bool(props)}))
+    about = {"source": f"embedded world, split {name}, its first {captions} scenes", "limits": LIMITS}
     task = made("world_chair", replace(settings, limit=None), items, about, name="world_chair" + "_real" * real)
     return [replace(task, vocabulary=NOUNS)]
 

@@ -15,6 +15,7 @@ from lvlm_guard.report.tables import number
 # units of the drawings
 DOTS = {"width": 720, "label": 190, "line": 26, "head": 8, "foot": 44}
 VALUE = 60  # beside the dots, for the values
+LETTER = 7  # of a label
 LINES = {"width": 720, "height": 260}
 LEFT, RIGHT, TOP, FOOT = 60, 14, 10, 44  # margins of the lines
 NEAR = 1e-9
@@ -54,7 +55,7 @@ class Interval:
         label: its name.
         value: the dot.
         low, high: ends of the 95 % interval; None where there is none.
-        mark: "good", "bad", "plain" (the reference) or "" for the colour.
+        mark: "good", "bad", "plain" (the reference) or "" for the colour, or classes of the page's own.
     """
 
     label: str
@@ -94,7 +95,9 @@ def dot_plot(
         value, low, high = (number(x, digits, signed=signed) for x in (item.value, item.low, item.high))
         bounded = item.low is not None and item.high is not None
         lines.append((item, f"{item.label}: {value}" + f", 95 % interval {low} to {high}" * bounded, value))
-    box = DOTS | {"bottom": DOTS["head"] + DOTS["line"] * len(intervals)}
+    label = max(DOTS["label"], *(LETTER * len(item.label) + 20 for item in intervals))
+    box = DOTS | {"label": label, "width": DOTS["width"] + label - DOTS["label"]}
+    box["bottom"] = DOTS["head"] + DOTS["line"] * len(intervals)
     x = Axis(ticks_over(min(numbers), max(numbers)), box["label"], box["width"] - VALUE - 16)
     return titled(title, part("dots", title, axis, x, reference, lines, box))
 

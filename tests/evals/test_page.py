@@ -114,17 +114,20 @@ def test_the_table_holds_the_numbers_of_the_run(pope: Run) -> None:
 
 def test_charts_draw_every_decoder_by_role_and_follow_the_page_s_colours() -> None:
     found = Results(results())
-    task = found.tasks[0]
-    drawn = ElementTree.fromstring(charts.differences(found, task))
-    told = words(drawn)
-    assert "AUROC" in told
-    for name in ("agla", "tilt", "vote"):
-        assert name in told
-    text = str(charts.differences(found, task))
-    assert {"var(--good)", "var(--bad)", "var(--accent)"} <= set(re.findall(r"var\(--[a-z]+\)", text))
-    assert not re.search(r"#0[1-7]0[1-7]0[1-7]", text)
-    assert text == str(charts.differences(found, task))
-    assert ' id="figure_1"' not in text
+    drawn = list(charts.differences(found, found.tasks[0]))
+    whole = ElementTree.fromstring("<div>" + "".join(drawn) + "</div>")
+    assert len(list(whole.iter("svg"))) == len(found.main(found.tasks[0]))
+    assert "AUROC on pope_all" in words(whole)
+    marks = {
+        words(line).partition(":")[0]: line.get("class")
+        for line in next(whole.iter("svg")).iter("g")
+        if (line.get("class") or "").startswith("row")
+    }
+    assert set(marks) == {"sample", "tilt", "prompt-no", "matcher", "agla", "agla-random", "vote"}
+    assert marks["agla"] == "row good"
+    assert marks["vote"] == "row bad"
+    assert marks["tilt"] == "row  hollow"
+    assert not re.search(r"#[0-9a-f]{6}", "".join(drawn))
 
 
 def test_verdicts_head_the_page_and_controls_are_grey(tmp_path: Path) -> None:

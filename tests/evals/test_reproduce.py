@@ -13,6 +13,8 @@ from runs import captions, pope, saved
 from terminals import printed
 
 from lvlm_guard import embedded
+from lvlm_guard.embedded.questions import pope_set
+from lvlm_guard.embedded.world import question
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.record import code_digest
 from lvlm_guard.evals.spec.settings import Settings
@@ -23,7 +25,7 @@ from lvlm_guard.evals.studies.reproduce import (
     reproduce_tables,
 )
 from lvlm_guard.evals.studies.reproduce.grid import Cell, plan
-from lvlm_guard.evals.tasks.world import NOUNS, picture, world_pope
+from lvlm_guard.evals.tasks.world import NOUNS, picture
 from tests.support import pope_scores
 
 LLAVA, INSTRUCTBLIP = "llava-1.5-7b", "instructblip-vicuna-7b"
@@ -210,16 +212,19 @@ def test_the_embedded_grid_runs_resumes_and_says_that_nothing_is_published_besid
 
 def local_data(place: Path) -> Settings:
     """Lay out the paper's data sets with one drawn picture each, under the names that the real ones have."""
-    drawn = world_pope(3)
+    drawn, questions = pope_set("test", 3)
     (place / "pictures").mkdir(parents=True)
     (place / "questions").mkdir()
-    for data, scene in zip(("coco", "aokvqa", "gqa"), sorted({q.picture for q in drawn.questions}), strict=True):
+    for data, scene in zip(("coco", "aokvqa", "gqa"), sorted({q.scene for q in questions}), strict=True):
         name = "2405722.jpg" if data == "gqa" else f"COCO_val2014_{scene + 1:012d}.jpg"
-        picture(drawn.scenes, scene).save(place / "pictures" / name)
+        picture(drawn, scene).save(place / "pictures" / name)
         for kind in KINDS:
-            asked = [q for q in drawn.questions if (q.picture, q.kind) == (scene, kind)]
+            asked = [q for q in questions if (q.scene, q.mode) == (scene, kind)]
             lines = [
-                json.dumps({"question_id": i, "image": name, "text": q.text, "label": q.label}) + "\n"
+                json.dumps(
+                    {"question_id": i, "image": name, "text": question(NOUNS[q.asked]), "label": LABELS[q.present]}
+                )
+                + "\n"
                 for i, q in enumerate(asked, 1)
             ]
             (place / "questions" / f"{data}_pope_{kind}.json").write_text("".join(lines))

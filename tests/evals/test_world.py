@@ -1,6 +1,8 @@
 """The world's questions, against what can be seen in the scenes themselves."""
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,72 +10,78 @@ import pytest
 from lvlm_guard.embedded import world
 from lvlm_guard.embedded.questions import MODES as KINDS
 from lvlm_guard.evals.errors import DataError
+from lvlm_guard.evals.spec.items import Item
 from lvlm_guard.evals.spec.settings import Settings
 from lvlm_guard.evals.tasks import tasks_of
-from lvlm_guard.evals.tasks.world import NOUNS, world_chair, world_pope
+from lvlm_guard.evals.tasks.world import NOUNS, scenes_of
+
+
+def asked_of(task: str, **settings: Any) -> Sequence[Item]:
+    (made,) = tasks_of(Settings(tasks=(task,), **settings))
+    return made.items
+
+
+def in_view(scenes: world.Scenes, item: Item) -> set[str]:
+    return {NOUNS[shown] for shown in scenes.visible(int(item.picture))[0]}
 
 
 @pytest.mark.slow
 def test_every_picture_has_eighteen_questions_whose_labels_hold_in_the_scene():
-    pope = world_pope(12)
-    assert len(pope.questions) == 12 * 18
-    assert [q.question_id for q in pope.questions] == list(range(1, 217))
-    for question in pope.questions:
-        objects, props = pope.scenes.visible(question.picture)
-        names = [NOUNS[o] for o in objects]
-        assert question.label == ("yes" if question.name in names else "no")
-        assert question.text == world.question(question.name)
+    items, scenes = asked_of("world_pope", limit=12), world.scenes("test")
+    assert sum(len(item.rows) for item in items) == 12 * 18
+    for item in items:
+        objects, props = scenes.visible(int(item.picture))
+        assert item.truth == ("yes" if item.tags["object"] in in_view(scenes, item) else "no")
+        assert item.prompt == world.question(item.tags["object"])
         suggested = {NOUNS[o] for o in world.assumed(objects, props)}
-        assert question.assumed == (question.name in suggested)
-    per_kind = Counter((q.picture, q.kind, q.label) for q in pope.questions)
+        assert item.tags["assumed"] == (item.tags["object"] in suggested)
+        assert np.array_equal(item.images[0], scenes.image[int(item.picture)])
+    per_kind = Counter((item.picture, row, item.truth) for item in items for row in item.rows)
     assert set(per_kind.values()) == {3}
-    assert {kind for _, kind, _ in per_kind} == set(KINDS)
+    assert {row for _, row, _ in per_kind} == {f"pope_{kind}" for kind in KINDS}
+    assert len({(item.picture, item.prompt) for item in items}) == len(items)
 
 
 @pytest.mark.slow
 def test_fewer_pictures_are_the_first_of_more():
-    few, many = world_pope(3).questions, world_pope(5).questions
-    assert many[: len(few)] == few
+    few, many = (asked_of("world_pope", limit=limit) for limit in (3, 5))
+    assert [item.describe() for item in many[: len(few)]] == [item.describe() for item in few]
 
 
 def test_adversarial_objects_are_the_likeliest_companions():
-    pope = world_pope(6)
+    items, scenes = asked_of("world_pope", limit=6), world.scenes("test")
     pairs, _ = world.training_cooccurrence()
-    for picture in {q.picture for q in pope.questions}:
-        objects, _ = pope.scenes.visible(picture)
+    for picture in {item.picture for item in items}:
+        objects, _ = scenes.visible(int(picture))
         together = pairs[objects].sum(0)
         asked = [
-            NOUNS.index(q.name)
-            for q in pope.questions
-            if (q.picture, q.kind, q.label) == (picture, "adversarial", "no")
+            NOUNS.index(item.tags["object"])
+            for item in items
+            if (item.picture, item.truth) == (picture, "no") and "pope_adversarial" in item.rows
         ]
         others = [o for o in range(len(NOUNS)) if o not in objects and o not in asked]
         assert together[asked].min() >= together[others].max()
 
 
 def test_captions_know_what_is_in_view():
-    captions = world_chair(10)
-    assert list(captions.objects) == list(range(10))
-    for index, names in captions.objects.items():
-        owners = np.unique(captions.scenes.owner[index])
-        shown = {
-            NOUNS[captions.scenes.items[index][k][1]]
-            for k in owners
-            if k >= 0 and captions.scenes.items[index][k][0] == 0
-        }
-        assert names <= shown  # in view means that at least a part is seen
+    items, scenes = asked_of("world_chair", captions=10), world.scenes("test_cap", 10)
+    assert [item.key for item in items] == [str(n) for n in range(10)]
+    for index, item in enumerate(items):
+        kinds = [scenes.items[index][k][:2] for k in np.unique(scenes.owner[index]) if k >= 0]
+        shown = {NOUNS[name] for kind, name in kinds if kind == 0}
+        assert set(item.truth) == in_view(scenes, item) <= shown  # in view means that at least a part is seen
+        assert item.tags["prop"] == bool(scenes.visible(index)[1])
 
 
 def test_splits_differ_and_a_wrong_one_is_refused():
-    assert not np.array_equal(world_chair(3, "val").scenes.image, world_chair(3, "test").scenes.image)
+    val, test = (asked_of("world_chair", limit=3, split=split) for split in ("val", "test"))
+    assert not any(np.array_equal(a.images[0], b.images[0]) for a, b in zip(val, test, strict=True))
     with pytest.raises(DataError, match="'test' to report, or 'val'"):
-        world_pope(3, "train")
+        scenes_of("train")
     with pytest.raises(DataError, match="1 to 600 scenes"):
-        world_chair(601)
-    with pytest.raises(DataError, match="a picture or more"):
-        world_pope(0)
+        asked_of("world_chair", captions=601)
     with pytest.raises(DataError, match=r"has \d+ scenes with three objects"):
-        world_pope(401, "val")
+        asked_of("world_pope", limit=401, split="val")
 
 
 @pytest.mark.slow
@@ -81,9 +89,8 @@ def test_the_drawings_stand_on_photographs_too_with_the_same_kinds_of_questions(
     asked, captioned = tasks_of(Settings(tasks=("world_pope_real", "world_chair_real"), limit=4))
     assert (asked.name, captioned.name) == ("world_pope_real", "world_chair_real")
     assert {row for item in asked.items for row in item.rows} == {f"pope_{kind}" for kind in KINDS}
-    drawn = world_pope(4, "test", real=True)
-    assert {item.question or item.prompt for item in asked.items} == {q.text for q in drawn.questions}
-    assert not np.array_equal(drawn.scenes.image[0], world_pope(4).scenes.image[0])
+    plain = asked_of("world_pope", limit=4)
+    assert not np.array_equal(asked.items[0].images[0], plain[0].images[0])
 
 
 @pytest.mark.slow

@@ -145,5 +145,16 @@ def test_nothing_or_nonsense_is_not_plotted(intervals: list[Interval]) -> None:
         dot_plot(intervals, title="t", axis="x")
 
 
+def test_a_long_label_makes_the_drawing_wider_and_not_itself_shorter() -> None:
+    name = "contrast[alpha=0.5, beta=0.1, mode=official]"
+    short, long = (
+        ElementTree.fromstring(dot_plot([Interval(label, 1.0)], title="t", axis="x")) for label in ("agla", name)
+    )
+    width, wider = (float((one.find(".//svg").get("viewBox") or "").split()[2]) for one in (short, long))  # type: ignore[union-attr]
+    place = next(float(text.get("x", 0)) for text in long.iter("text") if text.text == name)
+    assert place >= 7 * len(name)
+    assert wider - width > 7 * (len(name) - 27)
+
+
 def test_one_value_alone_can_be_plotted() -> None:
     assert "<circle" in dot_plot([Interval("a", 1.0)], title="t", axis="x", reference=1.0)

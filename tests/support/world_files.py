@@ -1,6 +1,6 @@
 """Draw the data of the embedded world's lmms-eval tasks again: `python -m tests.support.world_files`.
 
-The questions and captions are the first ones of `world_pope` and `world_chair` of our own runs, under the same keys
+The questions and captions are the first ones of `world_pope` and `world_chair` in our own runs, under the same keys
 (document 7 is item "7"), in the columns of lmms-eval's `pope` and `coco_cap_chair`: stock scoring reads them too.
 """
 
@@ -9,10 +9,12 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from lvlm_guard.embedded import world
+from lvlm_guard.embedded.questions import pope_set
 from lvlm_guard.embedded.world import Scenes
 from lvlm_guard.evals.lmms import TASKS
 from lvlm_guard.evals.lmms.localize import write_rows
-from lvlm_guard.evals.tasks.world import picture, world_chair, world_pope
+from lvlm_guard.evals.tasks.world import LABELS, NOUNS, picture
 
 PICTURES, CAPTIONS = 8, 12
 POPE, CHAIR = "world_pope.parquet", "world_chair.parquet"
@@ -20,21 +22,21 @@ POPE, CHAIR = "world_pope.parquet", "world_chair.parquet"
 
 def pope_rows() -> list[dict[str, Any]]:
     """Return the questions about the first scenes, 18 a scene; one that two kinds share stands there for each."""
-    drawn = world_pope(PICTURES)
+    drawn, asked = pope_set("test", PICTURES)
     return [
-        {"id": str(number), "question_id": str(q.question_id), "question": q.text, "answer": q.label}
-        | {"image_source": str(q.picture), "category": q.kind, "image": _png(drawn.scenes, q.picture)}
-        for number, q in enumerate(drawn.questions)
+        {"id": str(number), "question_id": str(number + 1), "question": world.question(NOUNS[q.asked])}
+        | {"answer": LABELS[q.present], "image_source": str(q.scene), "category": q.mode, "image": _png(drawn, q.scene)}
+        for number, q in enumerate(asked)
     ]
 
 
 def chair_rows() -> list[dict[str, Any]]:
     """Return the first scenes to caption, with what is in view."""
-    drawn = world_chair(CAPTIONS)
+    drawn = world.scenes("test_cap", CAPTIONS)
     return [
-        {"question_id": index, "question": drawn.prompt, "image_source": str(index)}
-        | {"gt_object": sorted(objects), "image": _png(drawn.scenes, index)}
-        for index, objects in drawn.objects.items()
+        {"question_id": index, "question": world.CAPTION_PROMPT, "image_source": str(index)}
+        | {"gt_object": sorted(NOUNS[o] for o in drawn.visible(index)[0]), "image": _png(drawn, index)}
+        for index in range(CAPTIONS)
     ]
 
 

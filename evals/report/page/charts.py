@@ -1,76 +1,31 @@
-"""Charts of a run as SVG that follows the page's colours, light and dark: the same bytes for the same results. A sweep
-of knobs is heat maps, the best points framed.
-"""
+"""Charts of a run: differences with their intervals, and a sweep of knobs as heat maps, the best points framed."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-import matplotlib as mpl
-from markupsafe import Markup, escape
-from matplotlib.figure import Figure
+from markupsafe import Markup
 
-from lvlm_guard.evals.report.layout import JUDGED, SHOWN, Results, Row, Task, interval, judged, title, written
+from lvlm_guard.evals.report.layout import JUDGED, Results, Row, Task, digits, interval, judged, title, written
 from lvlm_guard.report.colour import ramp
-
-# stand for the page's colours while a chart is drawn, see style.css of the core's report
-COLOURS = {name: f"#0{i}0{i}0{i}" for i, name in enumerate(("ink", "soft", "line", "good", "bad", "accent", "card"), 1)}
-_STYLE: dict[Any, Any] = {name: COLOURS.get(value, value) for name, value in SHOWN["chart"].items()}
-_DASHED: dict[str, Any] = {"color": COLOURS["soft"], "linewidth": 1, "linestyle": (0, (4, 3))}
+from lvlm_guard.report.plots import Interval, dot_plot
 
 
-def drawn(name: str, size: tuple[float, float], draw: Callable[[Figure], None]) -> Markup:
-    """Return what `draw` draws as SVG with a name; size in inches."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        figure.patch.set_alpha(0.0)
-        draw(figure)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    text = re.sub(r'(<g) id="[^"]*"', r"\1", text)  # the same in every chart, and a page's ids are its own
-    text = re.sub(r"font: (?:[a-z0-9]+ )*?([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text))
-    for own, colour in COLOURS.items():
-        text = text.replace(colour, f"var(--{own})")
-    head = f'<svg class="chart" role="img" aria-label="{escape(name)}" '
-    style = f'style="max-width: {size[0] * 96:.0f}px; min-width: {min(size[0] * 80, 860):.0f}px"'
-    return Markup(text.replace("<svg ", f"{head}{style} ", 1).strip())
-
-
-def differences(results: Results, task: Task) -> Markup:
-    """Draw, for each main metric, every decoder's difference to the reference with its 95 % interval."""
-    lines = [d for d in results.lines(task) if d["name"] != results.reference]
-    metrics = [one for one in results.main(task) if any(results.difference(one[0], d["name"], one[1]) for d in lines)]
-    if not metrics or not lines:
-        return Markup("")
-
-    def draw(figure: Figure) -> None:
-        drawn = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
-        for axes, (row, metric) in zip(drawn, metrics, strict=True):
-            axes.axvline(0, **_DASHED)
-            for place, decoder in enumerate(lines):
-                change = results.difference(row, decoder["name"], metric)
-                if change is None or change["value"] is None:
-                    continue
-                colour = COLOURS[judged(change) or "accent"]
-                if change["low"] is not None:
-                    axes.plot([change["low"], change["high"]], [place, place], color=colour, linewidth=2)
-                face = colour if decoder["role"] in JUDGED else COLOURS["card"]
-                axes.plot(change["value"], place, "o", color=colour, markerfacecolor=face, markersize=6)
-            axes.set_title(f"{title(metric)}\n{row}", color=COLOURS["ink"])
-            axes.grid(visible=False, axis="y")
-            axes.margins(x=0.08)
-        drawn[0].set_yticks(range(len(lines)), [decoder["name"] for decoder in lines])
-        drawn[0].invert_yaxis()
-
-    name = f"Differences to {results.reference} on {task['name']} with 95 % intervals"
-    return drawn(name, (1.6 + 2.5 * len(metrics), 1.0 + 0.27 * len(lines)), draw)
+def differences(results: Results, task: Task) -> Iterator[Markup]:
+    """Draw each main metric: every decoder's difference to the reference with its 95 % interval."""
+    for row, metric in results.main(task):
+        shown = []
+        for decoder in results.lines(task):
+            change = results.difference(row, decoder["name"], metric)
+            if change is not None and change["value"] is not None:
+                mark = judged(change) + (" hollow" if decoder["role"] not in JUDGED else "")
+                shown.append(Interval(decoder["name"], change["value"], change["low"], change["high"], mark))
+        if shown:
+            axis = f"{title(metric)} less {results.reference}'s"
+            how: dict[str, Any] = {"reference": 0, "digits": digits(metric), "signed": True}
+            yield dot_plot(shown, title=f"{title(metric)} on {row}", axis=axis, **how)
 
 
 class Cell(NamedTuple):

@@ -10,11 +10,13 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
+from lvlm_guard.embedded.questions import pope_set
+from lvlm_guard.embedded.world import question
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.lmms import TASKS
 from lvlm_guard.evals.lmms.localize import localize
 from lvlm_guard.evals.spec.settings import Settings
-from lvlm_guard.evals.tasks.world import picture, world_pope
+from lvlm_guard.evals.tasks.world import LABELS, NOUNS, picture
 
 POPE, CHAIR, LOCAL = "lvlm_guard_world_pope", "lvlm_guard_world_chair", "pope_adv_local"
 AGLA = "pretrained=embedded,method=agla,alpha=2"
@@ -51,13 +53,13 @@ def text(row):
 def local(tmp_path_factory):
     """A folder with the stock task `pope_adv` over one's own files, and the embedded world's captions."""
     folder = tmp_path_factory.mktemp("local")
-    drawn = world_pope(2)
-    rows = [q for q in drawn.questions if q.kind == "adversarial"]
-    for q in rows:
-        picture(drawn.scenes, q.picture).save(folder / f"{q.picture}.png")
-    fields = [
-        {"question_id": q.question_id, "image": f"{q.picture}.png", "text": q.text, "label": q.label} for q in rows
-    ]
+    drawn, questions = pope_set("test", 2)
+    fields = []
+    for number, q in enumerate(questions, 1):
+        if q.mode == "adversarial":
+            picture(drawn, q.scene).save(folder / f"{q.scene}.png")
+            said = {"text": question(NOUNS[q.asked]), "label": LABELS[q.present]}
+            fields.append({"question_id": number, "image": f"{q.scene}.png"} | said)
     (folder / "pope.json").write_text("\n".join(map(json.dumps, fields)))
     localize("pope_adv", folder / "pope.json", folder, images=folder)
     for path in (TASKS / f"{CHAIR}.yaml", TASKS / "world_chair.parquet"):

@@ -19,24 +19,25 @@ from openai_endpoint import OpenAIEndpoint, Reply, Request, load
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
-from lvlm_guard.evals.tasks.world import NOUNS, world_chair
+from lvlm_guard.embedded import world
+from lvlm_guard.evals.tasks.world import NOUNS
 from lvlm_guard.matching import Vocabulary, load_matcher
 from lvlm_guard.proof import check, proof_of
 from lvlm_guard.serve.vote.ballot import OBJECTS
 from lvlm_guard.verify import verify_answer
 
 PICTURES = 150
-SCENES = world_chair(PICTURES)
+SCENES = world.scenes("test_cap", PICTURES)
 
 
 def png(number: int) -> bytes:
     held = io.BytesIO()
-    Image.fromarray(SCENES.scenes.image[number]).save(held, "PNG")
+    Image.fromarray(SCENES.image[number]).save(held, "PNG")
     return held.getvalue()
 
 
 def caption(number: int) -> list[Any]:
-    return [turn(SCENES.prompt, data_url(png(number)))]
+    return [turn(world.CAPTION_PROMPT, data_url(png(number)))]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,7 +71,7 @@ def test_verdicts_are_those_of_the_verifier_in_this_process_and_tell_what_is_the
         )
         answer = raw.parse()
         text, told = answer.choices[0].message.content, answer.lvlm_guard  # type: ignore[attr-defined]
-        wanted = verify_answer(matcher, [Image.fromarray(SCENES.scenes.image[number])], text, vocabulary, swaps=0)
+        wanted = verify_answer(matcher, [Image.fromarray(SCENES.image[number])], text, vocabulary, swaps=0)
         assert [(one["object"], one["start"], one["end"]) for one in told["verdicts"]] == [
             (it.mention.object, it.mention.start, it.mention.end) for it in wanted
         ]
@@ -80,8 +81,9 @@ def test_verdicts_are_those_of_the_verifier_in_this_process_and_tell_what_is_the
         )
         assert raw.headers["x-check"] == f"verify; scores={matcher.version}"
         assert answer.model == "embedded-verify"
+        seen = {NOUNS[shown] for shown in SCENES.visible(number)[0]}
         for one in told["verdicts"]:
-            (present if one["object"] in SCENES.objects[number] else absent).append(one["probability"])
+            (present if one["object"] in seen else absent).append(one["probability"])
     assert len(present) + len(absent) > 2 * pictures
     # `lvlm-guard eval verify --limit 600` prints .835 [.812, .858] for this matcher (docs/results/verify.json)
     if pictures == PICTURES:
