@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -121,23 +120,17 @@ def rescored(
     asked["rows"] = [f"repope_{split}" for split in splits]
     dropped = f"RePOPE dropped {told.count(None)} of the {len(told)} questions as ambiguous"
     note = f"{dropped}: they count under POPE's labels alone. Fewer than half of RePOPE's labels are yes."
-    return [*map(dict, tasks), asked], [*listed, *made.values(), *held], _Copied(answers, copies), note
+    return [*map(dict, tasks), asked], [*listed, *made.values(), *held], _copied(answers, copies), note
 
 
-@dataclass(frozen=True)
-class _Copied:
-    """Batches of answers, each followed by the copies of those that RePOPE labels; to be gone through repeatedly."""
-
-    answers: Batches
-    copies: Mapping[tuple[str, ...], Sequence[str]]
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        for batch in self.answers:
-            yield batch
-            keys = zip(*(batch[name].to_pylist() for name in ("task", "split", "item")), strict=True)
-            named = [(at, name) for at, key in enumerate(keys) for name in self.copies.get(key, ())]
-            if named:
-                copied = batch.take(pa.array([at for at, _ in named]))
-                new = {"task": pa.array(["repope"] * len(named)), "item": pa.array([name for _, name in named])}
-                columns = [new.get(name, copied[name]) for name in batch.schema.names]
-                yield pa.record_batch(columns, schema=batch.schema)
+def _copied(answers: Batches, copies: Mapping[tuple[str, ...], Sequence[str]]) -> Iterator[pa.RecordBatch]:
+    """Yield batches of answers, each followed by the copies of those that RePOPE labels."""
+    for batch in answers:
+        yield batch
+        keys = zip(*(batch[name].to_pylist() for name in ("task", "split", "item")), strict=True)
+        named = [(at, name) for at, key in enumerate(keys) for name in copies.get(key, ())]
+        if named:
+            rows = batch.take(pa.array([at for at, _ in named]))
+            new = {"task": pa.array(["repope"] * len(named)), "item": pa.array([name for _, name in named])}
+            columns = [new.get(name, rows[name]) for name in batch.schema.names]
+            yield pa.record_batch(columns, schema=batch.schema)

@@ -104,13 +104,11 @@ def test_controls_are_chosen_on_popes_own_questions_of_no_test(folder):
     answers = [{"task": "pope_coco", "split": row["split"], "item": row["item"]} for row in items]
     batches = [pa.RecordBatch.from_pylist(answers)]
     _, listed, copies, _ = repope.rescored(folder, [{"name": "pope_coco", "kind": "pope"}], items, batches)
-    for _ in range(2):  # they are gone through twice
-        copied = [row for batch in copies for row in batch.to_pylist() if row["task"] == "repope"]
-        assert {(row["split"], row["item"]) for row in copied} == {
-            (row["split"], row["item"]) for row in listed if row["task"] == "repope"
-        }
-        assert ("val", "held") in {(row["split"], row["item"]) for row in copied}
-        assert len(copied) == 7
+    copied = [row for batch in copies for row in batch.to_pylist() if row["task"] == "repope"]
+    labelled = {(row["split"], row["item"]) for row in listed if row["task"] == "repope"}
+    assert {(row["split"], row["item"]) for row in copied} == labelled
+    assert ("val", "held") in labelled
+    assert len(copied) == 7
 
 
 def test_answers_to_other_questions_are_refused(tmp_path, folder):
