@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from lvlm_guard.engine.call import Call
+    from lvlm_guard.engine.guarded import AnswerCheck
 
 M = TypeVar("M")
 P = TypeVar("P")
@@ -112,7 +113,8 @@ def guard(
         The same two objects. `model.generate(**inputs, guard=False)` is a plain call,
         `guard=methods.AGLA(alpha=1.0)` one with other knobs, and `guard_execution=` one run otherwise.
         `verify=True` (or a `lvlm_guard.verify.Verifier`) checks each object that the answer names against the
-        picture: the call returns generate()'s output object, with the verdicts in `out.guard.verdicts`.
+        picture: the call returns generate()'s output object, with the verdicts in
+        `out.guard.extra["verdicts"]`.
 
     Raises:
         UnsupportedModelError: the model can't be guarded, or the processor belongs to another family.
@@ -134,14 +136,15 @@ def guard(
     pair: Any = processor  # the two change class in place, which no type can say
     unguard(inner)
     unguard(pair)
-    install(inner, pair, family, chosen, execution, resolve=resolve, verifier=_verifier)
+    install(inner, pair, family, chosen, execution, resolve=resolve, checks=_checks)
     return model, processor
 
 
-def _verifier(asked: Any, call: Call, method: Method) -> Callable[[int, str], list[Any]]:
+def _checks(asked: Any, call: Call, method: Method) -> AnswerCheck:
     from lvlm_guard.verify.check import Verifier
 
-    return Verifier.of(asked).bound(call, method)
+    found: AnswerCheck = (asked if hasattr(asked, "bound") else Verifier.of(asked)).bound(call, method)
+    return found
 
 
 def unguard(thing: M) -> M:

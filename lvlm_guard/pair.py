@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def install(model: Any, processor: Any, family: Family, method: Method, execution: Any = "auto", **how: Any) -> None:
     """Make a plain model and a plain processor guarded ones, in place."""
     plain = type(model)
-    how = {"resolve": lambda method: method, "verifier": None} | how
+    how = {"resolve": lambda method: method, "checks": None} | how
     setattr(model, guarded.STATE, guarded.Guard(method, family, processor, execution, plain, **how))
     model.__class__ = guarded.guarded_class(family.decoding(plain))
     setattr(processor, processors.STATE, processors.ProcessorGuard(family, type(processor)))

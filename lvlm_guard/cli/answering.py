@@ -116,7 +116,7 @@ def answers_of(
         if asking.best_of > 1:
             order = ranked(trace, texts, pictures, verifier.judge(method, model))
             places = [one.index for one in order]
-            trace.steps, trace.verdicts = ([told[place] for place in places] for told in (trace.steps, trace.verdicts))
+            trace = trace.only(places)
             others, best = [(one.score, texts[one.index]) for one in order], places[0]
             rows[best] = rows[best][: len(trace.steps[0])]  # behind its end it was filled up to the longest
         made.append(Answer(method.name, texts[best], rows[best], seconds, asked, trace, others))

@@ -110,8 +110,8 @@ def _show(answers: list[Answer], images: list[str], prompt: str, decode: Callabl
         marks = token_marks(trace.to_dict(), decode) if trace.steps else []
         over = [f"{(mark.overruled or '').strip()} → {mark.text.strip()}" for mark in marks if mark.overruled]
         table.add_row("[dim]overruled[/]", escape("; ".join(over)) if over else "[dim]no token[/]")
-        if trace.verdicts:
-            table.add_row("[dim]verified[/]", _verdicts(trace.verdicts[0]))
+        if "verdicts" in trace.extra:
+            table.add_row("[dim]verified[/]", _verdicts(trace.extra["verdicts"][0]))
         table.add_row("[dim]cost[/]", f"[dim]{_cost(answers[-1])}[/]")
     out().print(table)
 
@@ -119,7 +119,8 @@ def _show(answers: list[Answer], images: list[str], prompt: str, decode: Callabl
 def _marked(one: Answer) -> str:
     """Return an answer with the objects marked that its picture may not hold."""
     text, parts, end = one.text, [], 0
-    for checked in one.trace.verdicts[0] if one.trace is not None and one.trace.verdicts else []:
+    found = one.trace.extra.get("verdicts") if one.trace is not None else None
+    for checked in found[0] if found else []:
         start, stop = checked.mention.start, checked.mention.end
         if checked.verdict.doubtful and start >= end:
             parts += [escape(text[end:start]), f"[red]{escape(text[start:stop])}?[/]"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from traceback import walk_stack
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,10 @@ REFUSED = {
 """Arguments of generate() that can't be guarded, and why."""
 
 
+AnswerCheck = Callable[[int, str], Mapping[str, Any]]
+"""Looks at an answer, (request, text), and returns what `GuardTrace.extra` is to hold of it, by name."""
+
+
 @dataclass(frozen=True)
 class Guard:
     """What a guarded model carries."""
@@ -56,8 +60,8 @@ class Guard:
     execution: Execution
     plain: type[Any]  # the model's class without a guard
     resolve: Callable[[Any], Method]  # makes a method of what a call gives as `guard=`
-    verifier: Callable[[Any, Call, Method], Callable[[int, str], list[Any]]]
-    """Makes of what a call gives as `verify=` what checks an answer: (request, text) -> verdicts."""
+    checks: Callable[[Any, Call, Method], AnswerCheck]
+    """Makes of what a call gives as `verify=` what looks at its answers."""
 
 
 def session_of(model: Any) -> Session | None:
@@ -94,8 +98,9 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 guard_execution: how the other branches are run, "auto", "lazy" or "batched"; None for guard()'s.
                 guard_steps: whether the trace, `.guard` of what `return_dict_in_generate=True` returns, tells of each
                     token; its counts and views are there without.
-                verify: True, or a `lvlm_guard.verify.Verifier`, to check each object that an answer names; the
-                    verdicts are in `.guard.verdicts` of the output object, which then is returned.
+                verify: True, or a `lvlm_guard.verify.Verifier`, to check each object that an answer names; what it
+                    finds is in `.guard.extra` of the output object, which then is returned. Or a check of your own,
+                    with a `bound(call, method)` that returns it: (request, text) -> name -> plain data.
 
             Raises:
                 UnsupportedCallError: the call can't be guarded, in part or at all; guard=False answers plainly.
@@ -126,14 +131,14 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 with within(self, None):
                     return state.plain.generate(self, *given, **kwargs)
             if verify:
-                kwargs["return_dict_in_generate"] = True  # there is no other place for the verdicts
+                kwargs["return_dict_in_generate"] = True  # there is no other place for what is found
             method = state.method if guard is None or guard is True else state.resolve(guard)
             config = config or self.generation_config
             told = kwargs.get("return_dict_in_generate", getattr(config, "return_dict_in_generate", False))
             prompt = inputs if inputs is not None else kwargs.get("input_ids")
             call = _call(self, method, config, prompt, guard_views, kwargs)
             session = Session(call, method, guard_execution or state.execution, bool(told and guard_steps))
-            check = state.verifier(verify, call, method) if verify else None
+            check = state.checks(verify, call, method) if verify else None
             try:
                 with within(self, session):
                     output = super().generate(*given, **kwargs)
@@ -144,7 +149,7 @@ def guarded_class(base: type[Any]) -> type[Any]:
                 answers = session.answers(output.sequences)
                 each = len(answers) // len(session.prompt)
                 decode = functools.partial(call.tokenizer.decode, skip_special_tokens=True)
-                trace.verdicts = [check(i // each, str(decode(answer))) for i, answer in enumerate(answers)]
+                trace.leave([check(i // each, str(decode(answer))) for i, answer in enumerate(answers)])
             if not isinstance(output, Tensor):
                 output.guard = trace
             return output

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -84,7 +85,8 @@ class Step:
         call: pictures, questions and tokenizer of the call.
         hidden: gives the output of a decoder layer that `Method.layers` names at these positions, [R, D], before the
             final norm.
-        claims: a method may leave here what it asked the matcher about, row -> {token: claim}.
+        extra: what a method leaves of a row beside the engine's own record, row -> name -> plain data; the trace of the
+            token that is chosen after the row tells it.
     """
 
     logits: Tensor
@@ -94,7 +96,7 @@ class Step:
     prefix: Callable[[int], list[int]]
     call: Call
     hidden: Callable[[int], Tensor] = field(default=_no_layers)
-    claims: dict[int, dict[int, str]] = field(default_factory=dict)
+    extra: dict[int, dict[str, Any]] = field(default_factory=lambda: defaultdict(dict))
     _kept: dict[float, Tensor] = field(default_factory=dict)
 
     def plausible(self, beta: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ class TokenTrace:
         divergence: Jensen-Shannon divergence (nats) of the global and the first other branch, if it ran.
         decided: whether the global branch alone had decided the token.
         overruled: the token that the global branch ranked first, where the guard ranked another first.
-        claims: what a matcher was asked about here, token id -> claim, if the method asks.
+        extra: what the method left of this step beside, by name (`Step.extra`).
     """
 
     token: int
@@ -36,7 +37,7 @@ class TokenTrace:
     divergence: float | None
     decided: bool
     overruled: int | None
-    claims: dict[int, str] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -62,13 +63,12 @@ class GuardTrace:
         local_forwards: model calls for other branches beyond those (0 when batched: they share them).
         local_tokens: tokens that other branches processed, prompt included.
         masks: second views that were made, one a picture; two where few rows of a batch wanted theirs first.
-        claims: claims that were voted on, over all steps.
         matches: for each picture that was matched: index, text, score, kept share of the pixels.
         views: for each picture of which a method made something, by its index: the second view and the
             match. No plain data, so that `to_dict()` leaves them out.
         steps: for each output sequence its tokens; filled with `return_dict_in_generate=True`.
-        verdicts: for each output sequence what is held of the objects that it names
-            (`lvlm_guard.verify.Checked`); filled with `verify=True`.
+        extra: what a method or a check of the answers left beside, by name: a list has an entry for each output
+            sequence, anything else is of the whole call.
     """
 
     method: str
@@ -80,11 +80,10 @@ class GuardTrace:
     local_forwards: int = 0
     local_tokens: int = 0
     masks: int = 0
-    claims: int = 0
     matches: list[dict[str, Any]] = field(default_factory=list)
     views: dict[int, SecondView] = field(default_factory=dict, repr=False)
     steps: list[list[TokenTrace]] = field(default_factory=list)
-    verdicts: list[list[Any]] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def note(self, text: str) -> None:
         """Add a note once."""
@@ -95,11 +94,31 @@ class GuardTrace:
         """Return what is held of a picture, for a method to fill in."""
         return self.views.setdefault(index, SecondView())
 
+    def leave(self, left: Sequence[Mapping[str, Any]]) -> None:
+        """Keep in `extra` what was found of each output sequence, by name; None where nothing was."""
+        for name in dict.fromkeys(name for one in left for name in one):
+            self.extra[name] = [one.get(name) for one in left]
+
+    def only(self, sequences: Sequence[int]) -> GuardTrace:
+        """Return the trace of some of the output sequences, in this order; what is of the whole call stays."""
+        extra = {name: _picked(told, sequences) for name, told in self.extra.items()}
+        return replace(self, steps=_picked(self.steps, sequences), extra=extra)
+
     def to_dict(self) -> dict[str, Any]:
-        """Return all but the views as plain data, fit for JSON."""
+        """Return all but the views as plain data, fit for JSON.
+
+        What `extra` holds stands beside the engine's own record, which goes before where both have a name.
+        """
         told = asdict(replace(self, views={}))
         del told["views"]
+        for one in (told, *(step for steps in told["steps"] for step in steps)):
+            one |= {name: left for name, left in one.pop("extra").items() if name not in one}
         return told
+
+
+def _picked(told: Any, places: Sequence[int]) -> Any:
+    """Return these of what is told of each output sequence; what is of the whole call, or of none, as it is."""
+    return [told[place] for place in places] if told and isinstance(told, list) else told
 
 
 @dataclass
@@ -111,7 +130,7 @@ class _Record:
     divergence: Tensor | None  # [R]
     decided: Tensor  # [R]
     top: Tensor  # [R] the global branch's first choice
-    claims: dict[int, dict[int, str]]
+    extra: dict[int, dict[str, Any]]
     ran: Tensor | None  # [R] for which rows the other branches ran; None for all
 
     def told(self, row: int, token: int, others: list[str]) -> TokenTrace:
@@ -130,7 +149,7 @@ class _Record:
             divergence=None if self.divergence is None or idle else float(self.divergence[row]),
             decided=bool(self.decided[row]),
             overruled=top if top != int(self.tokens[row, 0]) else None,
-            claims=self.claims.get(row),
+            extra=self.extra.get(row, {}),
         )
 
 
@@ -177,7 +196,7 @@ class Recorder:
                 divergence=divergence(step.logits, branches[0].to(step.logits.dtype)).cpu() if branches else None,
                 decided=decided.cpu(),
                 top=step.logits.argmax(-1).cpu(),
-                claims=dict(step.claims),
+                extra=step.extra,
                 ran=None if ran is None else ran.cpu(),
             )
         )

@@ -80,12 +80,15 @@ class Vote(Plausible):
         if ballot is None:
             how = (self.by_word, self.template, self.claim, self.prefetch)
             ballot = step.call.memory[self.name] = Ballot(step.call, self.matcher, Vocabulary.of(self.objects), *how)
+        told = step.call.trace.extra
         votes: list[tuple[int, int, float]] = []
         for row, choice in ballot.choices(step, undecided(keep)).items():
             request = step.request[row]
-            for token, (name, odds) in odds_of(choice, ballot.support[request], self.again).items():
-                step.claims.setdefault(row, {})[token] = ballot.claim(request, name)
-                votes.append((row, token, odds))
+            found = odds_of(choice, ballot.support[request], self.again)
+            claims = {token: ballot.claim(request, name) for token, (name, _) in found.items()}
+            if claims:
+                step.extra[row]["claims"] = claims
+            votes += [(row, token, odds) for token, (_, odds) in found.items()]
             votes += [(row, token, self.ends) for token in choice.ends]
-            step.call.trace.claims += len(choice.reached)
+            told["claims"] = told.get("claims", 0) + len(claims)
         return votes

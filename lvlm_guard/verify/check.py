@@ -194,8 +194,8 @@ class Verifier:
         asked = self.matcher if self.matcher is not None else getattr(method, "matcher", None)
         return load_matcher(asked, model=model)
 
-    def bound(self, call: Call, method: Method) -> Callable[[int, str], list[Checked]]:
-        """Return what checks the answers of one call: (request, text) -> verdicts; none where it has no picture.
+    def bound(self, call: Call, method: Method) -> Callable[[int, str], dict[str, list[Checked]]]:
+        """Return what checks the answers of one call: (request, text) -> {"verdicts": ...}, none without a picture.
 
         Raises `MissingViewError` where the call's inputs came without their pictures, `WeightsError` where the matcher
         can't be loaded, `UnsupportedCallError` where it can't judge claims.
@@ -207,8 +207,8 @@ class Verifier:
         if not matcher.compares or not self.swaps:
             matcher.require_support()
 
-        def check(request: int, text: str) -> list[Checked]:
-            images = [view.image for view in requests[request]]
-            return verify_answer(matcher, images, text, vocabulary, self.thresholds, self.swaps) if images else []
+        def check(request: int, text: str) -> dict[str, list[Checked]]:
+            images, how = [view.image for view in requests[request]], (self.thresholds, self.swaps)
+            return {"verdicts": verify_answer(matcher, images, text, vocabulary, *how) if images else []}
 
         return check

@@ -112,13 +112,14 @@ def ranked(
         matcher: scores sentences; by `similarity` where it compares texts, else by its match scores.
         alpha, penalty: see `rerank`; raises `KnobError` as that does, and where the trace is of other answers.
     """
-    if not (len(trace.steps) == len(trace.verdicts) == len(texts)):
+    verdicts = trace.extra.get("verdicts", [])
+    if not (len(trace.steps) == len(verdicts) == len(texts)):
         raise KnobError(
-            f"{len(texts)} answers, but the trace holds {len(trace.steps)} with their tokens and {len(trace.verdicts)} "
+            f"{len(texts)} answers, but the trace holds {len(trace.steps)} with their tokens and {len(verdicts)} "
             "with verdicts: give the texts of all sequences of one generate(..., verify=True) call."
         )
     candidates = []
-    for text, steps, checked in zip(texts, trace.steps, trace.verdicts, strict=True):
+    for text, steps, checked in zip(texts, trace.steps, verdicts, strict=True):
         logs = [p for step in steps if (p := step.log_prob.get("assembled")) is not None]
         said = sentences(text)
         match = _match(matcher, images, said) if said and images else None

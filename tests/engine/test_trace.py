@@ -1,12 +1,13 @@
 """The trace of long answers: read by the tokens alone, and in memory that follows their number."""
 
+import json
 import random
 import tracemalloc
 
 import torch
 
 from lvlm_guard.engine.method import Step
-from lvlm_guard.engine.trace import Recorder
+from lvlm_guard.engine.trace import GuardTrace, Recorder
 
 
 def step(prefixes, requests, logits):
@@ -88,3 +89,16 @@ def test_a_token_after_a_beginning_that_no_step_saw_has_no_trace():
     other = [1 - answers[0][0] % 2, *answers[0][1:]]
     assert len(recorder.read([answers[0]], 1)[0]) == 3
     assert len(recorder.read([other], 1)[0]) == 1
+
+
+def test_what_a_method_left_is_told_of_the_chosen_row_and_stands_beside_the_record_in_json():
+    recorder, here = Recorder([]), step([[], []], [0, 1], torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    here.extra[1] |= {"seen": "the second", "token": "of no use"}
+    recorder.add(here, here.logits, None, torch.ones(2, dtype=torch.bool))
+    trace = GuardTrace("mine", {}, "single", True, steps=recorder.read([[0], [1]], 1), extra={"asked": 2})
+    trace.leave([{"length": 1, "masks": 5}, {"length": 2}])
+    assert [steps[0].extra for steps in trace.steps] == [{}, {"seen": "the second", "token": "of no use"}]
+    told = json.loads(json.dumps(trace.only([1, 0]).to_dict()))
+    assert (told["asked"], told["length"], told["masks"]) == (2, [2, 1], 0)
+    assert [(step["token"], step.get("seen")) for (step,) in told["steps"]] == [(1, "the second"), (0, None)]
+    assert GuardTrace("mine", {}, "single", True, extra={"lengths": []}).only([0]).extra == {"lengths": []}

@@ -50,8 +50,8 @@ def answered(pair, images, prompt, guard, **more):
 @pytest.mark.parametrize("method", [methods.AGLA(beta=0.01), VOTE], ids=["map", "claims"])
 def test_what_a_method_asks_and_verdicts_of_one_call_share_one_pass_of_the_tower(pair, tower, method):
     trace = answered(pair, pictures(1), world.CAPTION_PROMPT, method, verify=True)
-    assert trace.matches or trace.claims
-    assert trace.verdicts[0]
+    assert trace.matches or trace.extra["claims"]
+    assert trace.extra["verdicts"][0]
     assert tower == [1]
 
 
@@ -63,7 +63,7 @@ def test_other_methods_and_questions_about_a_picture_need_the_tower_no_more(pair
         (world.CAPTION_PROMPT, methods.Vote(objects=NOUNS)),
     ):
         trace = answered(pair, [image.copy()], prompt, guard_)
-        assert trace.matches or trace.claims
+        assert trace.matches or trace.extra["claims"]
     assert tower == [1]
 
 
@@ -71,7 +71,7 @@ def test_a_batch_of_more_pictures_than_are_remembered_is_encoded_once_in_a_call(
     monkeypatch.setattr(blip_itm, "STATE_BYTES", 1)
     monkeypatch.setattr(load_matcher(None, model=pair[0])._seen, "capacity", 1)
     trace = answered(pair, pictures(6), world.CAPTION_PROMPT, VOTE, verify=True)
-    assert trace.claims > 6
+    assert trace.extra["claims"] > 6
     assert sum(tower) == 6
 
 

@@ -20,6 +20,11 @@ print(methods.Loudest.__module__)
 agla = methods.AGLA(matcher="everything", beta=0.0)
 out = model.generate(**inputs, guard=agla, max_new_tokens=1, return_dict_in_generate=True)
 print(out.guard.knobs["matcher"], out.guard.masks)
+import dummy_guard, json
+two = processor(images=[tiny.picture(1)] * 2, text=[tiny.prompt(processor, "What?")] * 2, return_tensors="pt")
+out = model.generate(**two.to(torch.float64), max_new_tokens=2, do_sample=False, verify=dummy_guard.Lengths())
+told = json.loads(json.dumps(out.guard.only([1]).to_dict()))
+print(told["steps_seen"], told["lengths"], [step["loudness"] for step in told["steps"][0]], len(told["steps"]))
 """
 
 
@@ -37,7 +42,12 @@ def test_an_installed_package_brings_a_method_and_a_matcher(site):
     code = USE.format(site=str(site), support=str(ROOT / "tests/support"))
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines() == ["[71, 71, 71]", "dummy_guard", "everything-1 1"]
+    assert done.stdout.splitlines() == [
+        "[71, 71, 71]",
+        "dummy_guard",
+        "everything-1 1",
+        "2 [[1, 2]] [{'row': 1, 'before': 0}, {'row': 1, 'before': 1}] 1",
+    ]
 
 
 def test_without_the_package_its_method_is_unknown():

@@ -123,7 +123,7 @@ def test_each_claim_about_a_picture_is_scored_once(llava, prefetch):
         **inputs_of(llava), max_new_tokens=30, do_sample=False, guard=chosen, return_dict_in_generate=True
     )
     asked = chosen.matcher.asked
-    assert out.guard.claims > 0
+    assert out.guard.extra["claims"] > 0
     assert asked
     assert len(asked) == len(set(asked))
     if prefetch:
@@ -138,14 +138,14 @@ def test_the_trace_names_the_claim_of_each_token_that_had_one(llava):
         **inputs_of(llava, QUESTIONS[:1]), max_new_tokens=STEPS, do_sample=False, return_dict_in_generate=True
     )
     steps = out.guard.steps[0]
-    told = [step for step in steps if step.claims]
+    told = [step for step in steps if "claims" in step.extra]
     assert told
     for step in told:
         assert not step.decided
-        for token, claim in step.claims.items():
+        for token, claim in step.extra["claims"].items():
             assert claim.startswith("a ")
             assert processor.tokenizer.decode([token]).lower() in claim[2:] + plural(claim[2:])
-    assert out.guard.claims == sum(len(step.claims) for step in told)
+    assert out.guard.extra["claims"] == sum(len(step.extra["claims"]) for step in told)
 
 
 def test_a_yes_no_question_is_the_claim_of_the_tokens_that_start_yes(llava):
@@ -158,7 +158,7 @@ def test_a_yes_no_question_is_the_claim_of_the_tokens_that_start_yes(llava):
         guard=chosen,
         return_dict_in_generate=True,
     )
-    claims = out.guard.steps[0][0].claims
+    claims = out.guard.steps[0][0].extra["claims"]
     assert sorted(processor.tokenizer.decode([token]) for token in claims) == ["Y", "y"]
     assert set(claims.values()) == {"Is there a dog?"}
     assert len(chosen.matcher.asked) == 1
@@ -196,9 +196,9 @@ def test_with_several_pictures_the_best_supported_one_counts(llava):
     out = model.generate(**inputs, max_new_tokens=1, do_sample=False, guard=chosen, return_dict_in_generate=True)
     p = max(float(Counting().support(picture, ["Is it?"])) for picture in pictures)
     l = recompute.logits_of(model, {k: v for k, v in inputs.items() if k != "guard_views"})[0]  # noqa: E741
-    assert "y" in [processor.tokenizer.decode([token]) for token in out.guard.steps[0][0].claims]
+    assert "y" in [processor.tokenizer.decode([token]) for token in out.guard.steps[0][0].extra["claims"]]
     assembled = l.clone()
-    for token in out.guard.steps[0][0].claims:
+    for token in out.guard.steps[0][0].extra["claims"]:
         assembled[token] += math.log(p / (1 - p))
     told = out.guard.steps[0][0].log_prob["assembled"]
     chosen_token = out.guard.steps[0][0].token

@@ -24,7 +24,7 @@ class Comparing(Brightness):
 def trace_of(*log_probs):
     steps = [[TokenTrace(7, {"assembled": p}, None, True, None) for p in row] for row in log_probs]
     verdicts: list[list[Checked]] = [[] for _ in steps]
-    return GuardTrace("vote", {}, "single", True, steps=steps, verdicts=verdicts)
+    return GuardTrace("vote", {}, "single", True, steps=steps, extra={"verdicts": verdicts})
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def test_each_object_of_each_answer_has_the_matchers_own_verdict(pair):
     out = model.generate(**inputs, max_new_tokens=48, do_sample=False, verify=True)
     matcher = load_matcher("embedded")
     told = 0
-    for image, row, checked in zip(images, out.sequences, out.guard.verdicts, strict=True):
+    for image, row, checked in zip(images, out.sequences, out.guard.extra["verdicts"], strict=True):
         text = spoken(processor, row[inputs["input_ids"].shape[1] :].tolist())
         assert [one.mention for one in checked] == mentions(text, WORLD)
         for one in checked:
@@ -85,7 +85,7 @@ def test_answers_of_one_request_are_each_checked_against_its_picture(pair):
     inputs = asked(pair, pictures(2), [CAPTION_PROMPT] * 2)
     torch.manual_seed(0)
     out = model.generate(**inputs, max_new_tokens=32, do_sample=True, num_return_sequences=3, verify=True)
-    assert len(out.guard.verdicts) == 6
+    assert len(out.guard.extra["verdicts"]) == 6
 
 
 class Comparing(Brightness):
@@ -121,7 +121,7 @@ def test_an_answer_without_a_picture_has_no_verdicts(pair):
     model, processor = pair
     inputs = ask(processor, [[]], ["is there a dog ?"])
     out = model.generate(**inputs, max_new_tokens=8, do_sample=False, verify=True)
-    assert out.guard.verdicts == [[]]
+    assert out.guard.extra["verdicts"] == [[]]
 
 
 def test_verify_needs_the_pictures_a_guard_and_a_matcher_that_judges(pair):
