@@ -211,6 +211,7 @@ def _knobs(pairs: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def _sweep(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Read "alpha=0.5,1,2" and "alpha=0.5,1,beta=0.1,0.5"; a name without "=" is a further value."""
+    from lvlm_guard.api import parts_of, resolve
     from lvlm_guard.knobs import defaults_of, read_knob
     from lvlm_guard.methods import REGISTRY
 
@@ -221,8 +222,8 @@ def _sweep(texts: Sequence[str], methods: Sequence[str]) -> dict[str, tuple[Any,
             if not equals or not knob.strip():
                 raise usage(f"--sweep {text!r}: write NAME=VALUE,VALUE, such as alpha=0.5,1,2.")
             values.setdefault(knob.strip(), []).extend(map(str.strip, listed.split(",")))
-    single = [name for name in methods if name in REGISTRY.names()]
-    known = {knob: default for method in reversed(single) for knob, default in defaults_of(method).items()}
+    tuned = [resolve(name).assembling.name for name in methods if {*parts_of(name)} <= {*REGISTRY.names()}]
+    known = {knob: default for method in reversed(tuned) for knob, default in defaults_of(method).items()}
     for knob in values:
         if knob not in known:
             raise usage(f"--sweep {knob}: none of --methods {','.join(methods)} has this knob.")

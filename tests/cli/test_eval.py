@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 
 Run = Callable[..., Any]
 
@@ -192,3 +193,12 @@ def test_a_swept_value_may_hold_an_equals_sign():
     from lvlm_guard.evals.commands.asking import _sweep
 
     assert _sweep(["matcher=a=b,c", "alpha=1,2"], ["agla"]) == {"matcher": ("a=b", "c"), "alpha": (1.0, 2.0)}
+
+
+@pytest.mark.parametrize("method", ["agla+rudder", "rudder+agla"])
+def test_a_sweep_is_of_the_part_of_a_combination_that_assembles(method: str) -> None:
+    from lvlm_guard.evals.commands.asking import _sweep
+
+    assert _sweep(["beta=0.1,0.5"], [method]) == {"beta": (0.1, 0.5)}
+    with pytest.raises(typer.BadParameter, match="--sweep floor: none of --methods"):
+        _sweep(["floor=1"], [method])
