@@ -143,7 +143,8 @@ def guard(
 def _checks(asked: Any, call: Call, method: Method) -> AnswerCheck:
     from lvlm_guard.verify.check import Verifier
 
-    found: AnswerCheck = (asked if hasattr(asked, "bound") else Verifier.of(asked)).bound(call, method)
+    own = hasattr(asked, "bound") and not isinstance(asked, type)  # the class itself is no check
+    found: AnswerCheck = (asked if own else Verifier.of(asked)).bound(call, method)
     return found
 
 

@@ -129,8 +129,9 @@ def test_verify_needs_the_pictures_a_guard_and_a_matcher_that_judges(pair):
     inputs = asked(pair, pictures(1), [CAPTION_PROMPT])
     with pytest.raises(UnsupportedCallError, match="guard=False leaves"):
         model.generate(**inputs, guard=False, verify=True)
-    with pytest.raises(KnobError, match="verify is 'yes'"):
-        model.generate(**inputs, verify="yes")
+    for wrong in ("yes", Verifier):
+        with pytest.raises(KnobError, match="or a lvlm_guard"):
+            model.generate(**inputs, verify=wrong)
     with pytest.raises(UnsupportedCallError, match="no probabilities"):
         model.generate(**inputs, verify=Verifier(matcher=Maps()))
     bare = {key: value for key, value in inputs.items() if key != "guard_views"}
