@@ -42,7 +42,7 @@ def test_without_a_name_it_is_the_method_that_the_docs_table_chooses_and_agla_by
     assert model._lvlm_guard.method == methods.Vote()
     guard(model, processor, "agla")
     method = model._lvlm_guard.method
-    assert (method.name, method.alpha, method.beta, method.mode) == ("agla", 2.0, 0.5, "paper")
+    assert (method.name, method.alpha, method.beta) == ("agla", 2.0, 0.5)
 
 
 def test_guarding_twice_keeps_the_last_guard(pair):

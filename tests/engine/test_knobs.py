@@ -32,7 +32,7 @@ class Doubled(Single):
         return step.logits
 
 
-@pytest.mark.parametrize("knobs", [{"alpha": -1.0}, {"share": 2.0}, {"beta": 2.0}, {"mode": "x"}], ids=str)
+@pytest.mark.parametrize("knobs", [{"alpha": -1.0}, {"share": 2.0}, {"beta": 2.0}, {"frame": "x"}], ids=str)
 def test_another_default_does_not_switch_a_check_off(knobs):
     assert Mild().alpha == 0.5
     with pytest.raises(KnobError, match=f"{next(iter(knobs))} is"):
