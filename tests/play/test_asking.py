@@ -66,7 +66,7 @@ def test_answers_are_what_generate_gives(backend, begun, pair):
 def test_knobs_reach_the_method_and_words_of_a_knob_are_read(backend, begun, pair):
     picture = pictures.picture_of(pictures.sent(begun[3]))
     offered = backend.methods["agla"]
-    knobs = asking.changed(offered, {"alpha": 5.0, "beta": 0.05, "share": " .3 ", "matcher": None, "frame": "original"})
+    knobs = asking.changed(offered, {"alpha": 5.0, "beta": 0.05, "share": " .3 ", "frame": "original"})
     assert knobs == {"alpha": 5.0, "beta": 0.05, "share": 0.3, "frame": "original"}
     assert not asking.changed(offered, {"alpha": 2.0, "frame": "auto"})
     *_, last = backend.answers(Asked(picture, CAPTION_PROMPT, "agla", knobs))
