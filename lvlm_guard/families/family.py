@@ -57,8 +57,8 @@ def image_names(processor: Any, made: Mapping[str, Any]) -> tuple[str, ...]:
 def _writes_pictures(processor: Any) -> bool:
     """Tell whether a processor adds a picture's placeholder to a prompt, as BLIP's does, and Fuyu's to any prompt."""
     token = getattr(processor, "image_token", "")
-    if not token or not isinstance(token, str):  # BLIP's is an AddedToken
-        return bool(token)
+    if not token or not isinstance(token, str):  # BLIP's is an AddedToken; None is no word to be written
+        return not isinstance(token, str)
     written = processor.prepare_inputs_layout(images=[Image.new("RGB", (32, 32))], text=[token])[1][0]
     return str(written).count(token) > 1
 

@@ -1,6 +1,7 @@
 """Models and processors that are amiss together are refused, in words that say what was found."""
 
 import functools
+from types import SimpleNamespace
 
 import any_families
 import pytest
@@ -10,6 +11,7 @@ from family_asking import RUN, agla, inputs_of
 
 from lvlm_guard import guard
 from lvlm_guard.errors import ImageError, TextError, UnsupportedCallError, UnsupportedModelError
+from lvlm_guard.families.family import Family
 
 
 def test_a_configuration_that_names_another_image_token_is_refused():
@@ -149,3 +151,8 @@ def test_a_second_view_of_another_layout_is_refused():
     inputs = inputs_of(pair, guard_images=[tiny.picture(1, 48, 96), tiny.picture(2, 56, 56)])
     with pytest.raises(UnsupportedCallError, match="lays the second view out otherwise"):
         pair[0].generate(**inputs, **RUN, guard=agla(beta=0.0))
+
+
+def test_a_processor_whose_image_token_is_none_is_asked_the_question_alone():
+    bare = SimpleNamespace(image_token=None, chat_template=None)
+    assert Family().asked(bare, "Is it?", 1) == "Is it?"
