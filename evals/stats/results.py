@@ -30,6 +30,12 @@ LEAST_MASS = 0.5  # mean share of the probability on yes and no below which scor
 CENSORED = 0.01  # share of scores of which a server told too little, from which on they are not ranked
 
 
+def find(rows: Iterable[Row], decoder: str, task: str, metric: str, baseline: str | None = None) -> Row | None:
+    """Return the row of a value, or of a difference from a baseline; None where there is none."""
+    wanted = (decoder, baseline, task, metric)
+    return next((r for r in rows if (r["decoder"], r["baseline"], r["task"], r["metric"]) == wanted), None)
+
+
 def row_of(tally: Tally, decoder: Decoder, metric: str, found: Estimate, n: int, **more: Any) -> Row:
     """Return a value as a row: of all of a task's items, less of it being better, where `more` says nothing else."""
     told: Row = {"task": tally.name, "split": tally.split, "decoder": decoder["name"], "baseline": None}

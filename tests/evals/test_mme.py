@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import scoring
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
+from lvlm_guard.evals.stats.results import find
 
 GOLDEN = [  # as the authors' files have it: two questions a picture
     ("a.jpg", "yes", "Yes"),

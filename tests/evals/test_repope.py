@@ -7,10 +7,10 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 from runs import saved
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.items import EvalTask, Item
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.tasks import repope
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pyarrow.parquet as pq
 import pytest
 import scoring
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.answers import COSTS, table_of
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import identity, score
 from lvlm_guard.evals.stats.tally import Stored
 

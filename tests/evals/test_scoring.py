@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scoring
 from scipy import stats
-from scoring import find
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.contingency_tables import mcnemar
 
@@ -15,6 +14,7 @@ from lvlm_guard.evals.metrics import chair, pope
 from lvlm_guard.evals.spec.answers import table_of
 from lvlm_guard.evals.stats import bootstrap
 from lvlm_guard.evals.stats import score as module
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import score_answers
 from tests.support import pope_scores
 

@@ -8,12 +8,12 @@ import pytest
 import scoring
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import stock
 from lvlm_guard.evals.metrics.stock import Stock, check_scorable, spread
 from lvlm_guard.evals.stats.bootstrap import Draws, estimate
+from lvlm_guard.evals.stats.results import find
 
 
 def precision(pairs):

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import scoring
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.stats.validity import Allowed, detectable
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import scoring
-from scoring import find
 
 from lvlm_guard.evals.spec.answers import table_of
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.tally import tallies_of
 from lvlm_guard.evals.stats.verdict import controls_of, word_of
 

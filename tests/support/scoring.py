@@ -92,9 +92,3 @@ def questions(
         for item, s in zip(items, scores, strict=True)
     ]
     return items, answers, scores, yes
-
-
-def find(rows: Sequence[Row], decoder: str, task: str, metric: str, baseline: str | None = None) -> Row | None:
-    """Return the row of a value, or of a difference from a baseline; None where there is none."""
-    wanted = (decoder, baseline, task, metric)
-    return next((r for r in rows if (r["decoder"], r["baseline"], r["task"], r["metric"]) == wanted), None)

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from runs import saved
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import mmhal as judged
 from lvlm_guard.evals.metrics import tokens
 from lvlm_guard.evals.spec.items import EvalTask, Item
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.tasks import REGISTRY, tasks_of
 from lvlm_guard.evals.tasks import amber as amber_files

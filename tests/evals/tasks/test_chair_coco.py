@@ -7,10 +7,10 @@ import json
 import pytest
 from answered import answered
 from question_rows import DATA, published, written
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.tasks import tasks_of
 
 NUMBERS = list(range(500000, 500060))

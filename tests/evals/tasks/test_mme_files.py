@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from answered import answered
 from PIL import Image
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.metrics import pope
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.tasks import mme, tasks_of
 
 

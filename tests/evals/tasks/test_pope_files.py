@@ -7,11 +7,11 @@ from itertools import groupby
 import pytest
 from answered import answered
 from question_rows import DATA, published, question, written
-from scoring import find
 
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.coco import in_val_half, of_published_test
 from lvlm_guard.evals.tasks.pope.questions import read_questions, write_questions

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from answered import answered
 from PIL import Image
-from scoring import find
 
 import lvlm_guard.evals
 from lvlm_guard.errors import UnknownNameError, UnsupportedCallError
 from lvlm_guard.evals.errors import DataError
 from lvlm_guard.evals.infer.ask import ask
 from lvlm_guard.evals.spec.settings import Settings
+from lvlm_guard.evals.stats.results import find
 from lvlm_guard.evals.stats.score import score
 from lvlm_guard.evals.tasks import tasks_of
 from lvlm_guard.evals.tasks.stock import generation
