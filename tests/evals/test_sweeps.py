@@ -61,6 +61,8 @@ def test_a_sweep_frames_its_best_points_and_says_that_it_is_no_result(tmp_path: 
     assert "validation split" in said
     assert first.best in said
     assert [cell.text for cell in page.iter("td") if cell.get("class") == "best"][:2] == ["1.000", "1.000"]
+    table = next(table for table in page.iter("table") if table.get("class") == "sweep")
+    assert [th.get("scope") for th in table.iter("th")] == ["col", "col", "row", "row"]
 
 
 def test_one_knob_is_a_strip_and_three_are_several_grids(tmp_path: Path) -> None:
