@@ -1,4 +1,4 @@
-"""Scoring many stored answers: seconds of processor, and memory that grows by a few bytes an answer."""
+"""Scoring many stored answers: memory that grows by a few bytes an answer."""
 
 import json
 import subprocess
@@ -14,12 +14,12 @@ from lvlm_guard.evals.spec.answers import SCHEMA
 
 DECODERS = ["greedy", *(f"method {k}" for k in range(19))]
 MEASURED = """
-import json, resource, sys, time
+import json, resource, sys
 from lvlm_guard.evals.stats.score import score
 loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 found = score(sys.argv[1])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps([time.process_time(), loaded / 1024, peak / 1024, len(found["rows"]), found["void"]]))
+print(json.dumps([loaded / 1024, peak / 1024, len(found["rows"]), found["void"]]))
 """
 
 
@@ -59,24 +59,22 @@ def stored(folder, questions, chunk=2000):
 
 
 def measured(folder):
-    """Processor seconds, MiB before and at the peak, rows."""
+    """MiB before, and at the peak."""
     done = subprocess.run([sys.executable, "-c", MEASURED, str(folder)], capture_output=True, text=True, check=True)
-    seconds, loaded, peak, rows, void = json.loads(done.stdout)
+    loaded, peak, rows, void = json.loads(done.stdout)
     assert (void, rows > 1000) == ([], True)
-    print(f"{seconds:.0f} s of processor, {loaded:.0f} MiB loaded, {peak:.0f} MiB at the peak")
-    return seconds, loaded, peak
+    print(f"{loaded:.0f} MiB loaded, {peak:.0f} MiB at the peak")
+    return loaded, peak
 
 
 @pytest.mark.slow
-def test_ten_thousand_answers_take_seconds_and_little_memory(tmp_path):
-    seconds, loaded, peak = measured(stored(tmp_path / "run", 500))
-    assert seconds < 40
+def test_ten_thousand_answers_take_little_memory(tmp_path):
+    loaded, peak = measured(stored(tmp_path / "run", 500))
     assert peak - loaded < 250
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_million_answers_take_two_minutes_on_two_cores_and_half_a_kilobyte_each(tmp_path):
-    seconds, loaded, peak = measured(stored(tmp_path / "run", 50_000))
-    assert seconds < 120
+def test_a_million_answers_take_half_a_kilobyte_each(tmp_path):
+    loaded, peak = measured(stored(tmp_path / "run", 50_000))
     assert peak - loaded < 500

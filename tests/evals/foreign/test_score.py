@@ -308,9 +308,9 @@ assert not loaded, loaded
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_many_rows_are_scored_in_bounded_memory(tmp_path):
-    """Peak memory of 10^4 and 10^6 rows; the difference is what rows cost."""
+    """Peak memory of 10^4 and 10^6 rows."""
     code = """
-import json, random, resource, sys, time
+import json, random, resource, sys
 path, n = sys.argv[1], int(sys.argv[2])
 rng = random.Random(0)
 with open(path, "w") as file:
@@ -320,12 +320,11 @@ with open(path, "w") as file:
             row = {"question_id": i, "image": f"COCO_{i // 6:012d}.jpg", "label": "yes" if i % 2 else "no"}
             row |= {"text": "Yes" if score > 0 else "No", "score": score, "decoder": decoder}
             file.write(json.dumps(row) + "\\n")
-start = time.process_time()
 from pathlib import Path
 from lvlm_guard.evals.foreign.score import score_files
 found = score_files({"a": Path(path)}, "yes-no")
 assert found["rows"]
-print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
     told = {}
     for n in (10**4, 10**6):
@@ -333,7 +332,6 @@ print(time.process_time() - start, resource.getrusage(resource.RUSAGE_SELF).ru_m
             [sys.executable, "-c", code, str(tmp_path / "a.jsonl"), str(n)], capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        told[n] = [float(part) for part in done.stdout.split()]
+        told[n] = float(done.stdout)
     print(told)
-    assert told[10**6][0] < 120  # seconds of one core
-    assert told[10**6][1] < 2048  # MiB
+    assert told[10**6] < 2048  # MiB
