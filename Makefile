@@ -39,7 +39,7 @@ demo: $(CORE)  ## score the decoders on the embedded world; writes demo.html
 
 test: $(READY)  ## run every test, the slow ones last; ARGS='-k vcd' narrows
 	@$(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS)
-	@$(BIN)/python -m pytest -q -n auto -m slow $(ARGS) || test $$? -eq 5
+	@$(UNTIL) $(BIN)/python -m pytest -q -n auto -m slow $(ARGS) || test $$? -eq 5
 
 test-fast: $(READY)  ## run the fast tests alone
 	@$(BIN)/python -m pytest -q -n auto -m "not slow" $(ARGS)
