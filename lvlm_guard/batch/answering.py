@@ -73,21 +73,19 @@ class Local:
 
     def __init__(self, how: How, device: str = "auto") -> None:
         from lvlm_guard.api import guard, resolve
-        from lvlm_guard.combined import Combined
         from lvlm_guard.matching import load_matcher
         from lvlm_guard.pretrained import load_model
 
         self._how = how
         loaded = load_model(how.model, device=device, dtype=how.dtype, adapter=how.adapter, revision=how.revision)
         method = resolve(how.method, how.knobs)
-        parts = method.parts if isinstance(method, Combined) else (method,)
-        specs = [part.matcher for part in parts if hasattr(part, "matcher")]
-        self._matchers = [load_matcher(spec, model=loaded[0]) for spec in specs if spec != "attention"]
+        spec = getattr(method.assembling, "matcher", "attention")
+        self._matcher = None if spec == "attention" else load_matcher(spec, model=loaded[0])
         self._model, self._processor = guard(*loaded, method, execution=how.execution)
 
     def __call__(self, rows: Sequence[Row]) -> list[Answered]:
-        for matcher in self._matchers:  # which rows are answered before must not show, not even in a last bit
-            matcher.forget()
+        if self._matcher is not None:  # which rows are answered before must not show, not even in a last bit
+            self._matcher.forget()
         found: list[Answered] = [Answered(error=row.error) for row in rows]
         waiting: list[tuple[int, Row, list[Image]]] = []
         for place, row in enumerate(rows):

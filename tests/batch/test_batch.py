@@ -149,10 +149,8 @@ def test_a_sample_s_broken_text_is_told_and_the_next_one_is_read(tmp_path: Path,
 @pytest.mark.parametrize("method", ["vote", "agla+rudder"])
 def test_rows_before_leave_no_trace_in_a_matcher(method: str) -> None:
     local = Local(How(method=method, max_new_tokens=4))
-    forgotten = []
-    for matcher in local._matchers:
-        forget = matcher.forget
-        matcher.forget = lambda matcher=matcher, forget=forget: (forgotten.append(matcher), forget())
+    forgotten, forget = [], local._matcher.forget
+    local._matcher.forget = lambda: (forgotten.append(local._matcher), forget())
     row = row_of(0, {"image": png(1)}, Path(), PROMPT)
     first = local([row])
     assert len(forgotten) == 1
